@@ -1,0 +1,1322 @@
+# SPDX-FileCopyrightText: 2026 the immich_session authors
+# SPDX-License-Identifier: ISC
+"""Keep sessions for Immich photo servers in named profiles on disk, safely.
+
+A session is a server, an account there and its secret: an API key or an access token.  A
+script gets the right one in one call, on a laptop and in a container alike::
+
+    import immich_session
+    session = immich_session.get_session()
+    requests.get(session.server_url + "/albums", headers=session.headers())
+
+The same file is a command line: ``python -m immich_session --help``.
+
+Sessions live in ``~/.config/immich`` (or ``$IMMICH_CONFIG_DIR``), in
+``profiles/NAME/session.json``; ``config.json`` beside ``profiles`` names the current profile.
+An OCaml Immich CLI reads and writes the same files.
+
+Promised: a file is replaced as a whole or not at all, also in a crash or on a full disk; files
+are made 0600 and directories 0700; reading writes nothing; no secret is in a repr, an error or
+a warning.  Not promised: the secret is plain text, protected by file modes alone; whoever reads
+files as you reads it.  ``pickle`` and ``dataclasses.asdict`` hold the secret as well.
+Windows: best effort, not tested.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import os
+import re
+import stat
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "ApiKey",
+    "AuthMethod",
+    "InvalidProfileError",
+    "InvalidSessionError",
+    "Jwt",
+    "NotLoggedInError",
+    "ServerError",
+    "ServerUnreachableError",
+    "Session",
+    "SessionError",
+    "SessionStore",
+    "get_session",
+    "is_jwt_expired",
+    "main",
+    "session_from_env",
+]
+
+DEFAULT_PROFILE = "default"
+
+_COMMAND = "python -m immich_session"
+_FILE_LIMIT = 1 << 20  # bytes: no session is larger, and nobody can make us read a whole disk
+_STDIN_LIMIT = 1 << 16  # bytes
+_STALE = 60.0  # seconds: a save that takes longer than this was killed
+
+
+# Errors
+
+
+class SessionError(Exception):
+    """Base of every error that this module raises on purpose; its text is one sentence."""
+
+
+class InvalidProfileError(SessionError, ValueError):
+    """A profile name that is none."""
+
+
+class InvalidSessionError(SessionError, ValueError):
+    """A session.json, config.json or auth.yml, or a field of a session, that cannot be used."""
+
+
+class NotLoggedInError(SessionError):
+    """There is no session to use, or it is expired.
+
+    ``profile`` is the profile that was looked at, None if the session was the environment's.
+    """
+
+    def __init__(self, message: str, profile: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.profile = profile
+
+
+class ServerError(SessionError):
+    """The server answered, and refused or made no sense.
+
+    ``status`` is the HTTP status of its answer, or None.
+    """
+
+    def __init__(self, message: str, status: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ServerUnreachableError(ServerError):
+    """There was no complete HTTP answer; ``status`` is None."""
+
+
+# Rules: what may be shown, and what is a profile name, a URL, a header
+
+
+def _printable(text: str) -> str:
+    """Return *text* with everything escaped that could drive or fool a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _shown_url(url: str) -> str:
+    """Return *url* without what may be secret in it: user name, password, query, fragment."""
+    url = re.sub(r"[?#].*", "?***", url, flags=re.DOTALL)
+    return re.sub(r"^(.*?://)?.*@", r"\1***@", url, flags=re.DOTALL)
+
+
+def _is_profile_name(name: str) -> bool:
+    """Tell whether *name* is one visible path component: the only place that decides."""
+    return (
+        name.isprintable()
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and "\\" not in name
+        and name[0] != " "
+        and name[-1] != " "
+        and len(name.encode("utf-8")) <= 255
+    )
+
+
+def _checked_profile(name: str, source: str = "profile") -> str:
+    if _is_profile_name(name):
+        return name
+    rule = "one visible file name without / and \\, of at most 255 bytes"
+    raise InvalidProfileError(f"{_printable(source)}: {name[:80]!r} is no profile name: {rule}")
+
+
+_VISIBLE = r"[!-~]+"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
+_RESERVED = r"x-api-key|x-immich-.*|cookie|host|content-.*|transfer-encoding|connection|expect"
+_URL = (
+    r"(?P<scheme>https?)://"
+    r"(?P<host>(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:/[!\"$->@-~]*)?"  # visible ASCII but for # and ?
+)
+
+
+def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
+    """Match http or https, a host, a port and a path: no user name, query or fragment."""
+    match = re.fullmatch(_URL, url, re.ASCII)
+    if match and int(match["port"] or 80) in range(1, 65536):
+        return match
+    raise InvalidSessionError(
+        f"{source}: expected an http(s) URL with a host, and no user name, query or fragment"
+    )
+
+
+def _normalised_url(typed: str, source: str = "server_url") -> str:
+    """Return the URL that a person means by *typed*: https by default, no trailing slash."""
+    scheme, found, rest = typed.strip().rpartition("://")
+    host, slash, path = rest.partition("/")
+    with contextlib.suppress(UnicodeError):  # stays as it is, and is refused below
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    url = f"{scheme.lower() if found else 'https'}://{host}{slash}{path}".rstrip("/")
+    _checked_url(url, source)
+    return url
+
+
+def _with_api(url: str) -> str:
+    return url if url.endswith("/api") else url + "/api"
+
+
+def _check_secret(secret: str, member: str) -> None:
+    if not re.fullmatch(_VISIBLE, secret):
+        raise InvalidSessionError(f"{member}: expected visible ASCII characters, no white space")
+
+
+def _check_extra_headers(headers: Mapping[str, str]) -> None:
+    """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
+    for name, value in headers.items():
+        problem = ""
+        if not re.fullmatch(_TOKEN, name):  # not echoed: without its colon, it holds the value
+            raise InvalidSessionError("headers: there is a name that HTTP does not allow")
+        if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
+            problem = "expected visible ASCII characters with single spaces inside"
+        elif re.fullmatch(_RESERVED, name, re.IGNORECASE):
+            problem = "this header is not for you to set"
+        elif re.fullmatch("authorization: bearer( .*)?", f"{name}: {value}", re.IGNORECASE):
+            problem = "the scheme Bearer is the session's own"
+        if problem:
+            raise InvalidSessionError(f"headers.{name}: {problem}")
+    if len({name.lower() for name in headers}) < len(headers):
+        raise InvalidSessionError("headers: there is a name twice, in different cases")
+
+
+# JSON: strict where the meaning could differ
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+# An object becomes a tuple of its (name, value) pairs, so that no member given twice is lost;
+# every number a float, because Python refuses integers of more than 4,300 digits.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant
+)
+
+
+def _decode(text: Union[str, bytes]) -> object:
+    """Return the value of a JSON text (RFC 8259); raise InvalidSessionError, which names no value.
+
+    The error is raised outside of the except blocks: JSONDecodeError carries the whole text,
+    and ``from None`` would keep it in ``__context__``.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value: object = _DECODER.decode(text)
+        if not text.isascii() or "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses unpaired surrogates
+        return value
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except UnicodeError:
+        problem = "it is not UTF-8, or has unpaired surrogates"
+    except json.JSONDecodeError as error:
+        problem = f"it is not JSON (line {error.lineno}, column {error.colno})"
+    except ValueError:
+        problem = "NaN and Infinity are not JSON"
+    raise InvalidSessionError(problem)
+
+
+def _members(value: object, where: str = "") -> Dict[str, object]:
+    """Return the members of a decoded object; of one given twice the last counts."""
+    if not isinstance(value, tuple):
+        raise InvalidSessionError(f"{where}expected an object")
+    return dict(value)
+
+
+def _decode_members(text: Union[str, bytes]) -> Dict[str, object]:
+    return _members(_decode(text))
+
+
+def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
+    """Decode what a file holds; let an error name the file as well as the member."""
+    try:
+        return decode(data)
+    except InvalidSessionError as error:
+        problem = str(error)
+    raise InvalidSessionError(f"{_printable(path)}: {problem}")
+
+
+def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
+    value = members.get(name)
+    if not isinstance(value, str):
+        raise InvalidSessionError(f"{parent}{_printable(name)}: expected a string")
+    return value
+
+
+# JWT
+
+
+# Three base64url segments without padding, of which the last one may be empty (RFC 7515 §3.1).
+# No segment has a length of 1 modulo 4: such a one encodes nothing.
+_SEGMENT = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
+_JWT = re.compile(rf"(?!\.){_SEGMENT}\.({_SEGMENT})\.{_SEGMENT}")
+
+
+def _jwt_expiry(token: str) -> Optional[float]:
+    """Return the ``exp`` claim in seconds since the epoch, or None if *token* is no JWT with one."""
+    match = _JWT.fullmatch(token)
+    if not match:
+        return None
+    try:
+        claims = _decode(base64.urlsafe_b64decode(match[1] + "=="))
+    except InvalidSessionError:
+        return None
+    if not isinstance(claims, tuple):
+        return None
+    values = [value for name, value in claims if name == "exp"]
+    return values[-1] if values and all(type(value) is float for value in values) else None
+
+
+def is_jwt_expired(token: str, leeway: float = 60) -> bool:
+    """Tell whether a JWT is expired, or will be in *leeway* seconds (RFC 7519 §4.1.4).
+
+    Whatever is not a JWT with a numeric ``exp`` claim is expired.  The signature is not checked:
+    only the server can do that.  Never raises, whatever the text.
+    """
+    expiry = _jwt_expiry(token)
+    # Not "now >= expiry - leeway": that is False for a NaN, and doubt has to mean expired.
+    return expiry is None or not time.time() < expiry - leeway
+
+
+# Values
+
+
+@dataclass(frozen=True)
+class Jwt:
+    """What a login with a password gave: an access token (not always a JWT), and for whom."""
+
+    access_token: str = field(repr=False)
+    user_id: str
+    email: str
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """An API key, and the name that it has on the server, if known."""
+
+    key: str = field(repr=False)
+    name: Optional[str] = None
+
+
+AuthMethod = Union[Jwt, ApiKey]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A server, an account there, and its secret.
+
+    ``server_url`` is the API base, e.g. ``https://photos.example.com/api``; ``created_at`` an
+    RFC 3339 time, empty for a session from the environment; ``extra_headers`` are for a proxy in
+    front of the server, and as secret as the rest.  Any strings are accepted here; ``headers``
+    and every request check them.
+    """
+
+    server_url: str
+    auth: AuthMethod
+    created_at: str
+    extra_headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extra_headers", dict(self.extra_headers))
+
+    @classmethod
+    def create(
+        cls, server_url: str, auth: AuthMethod, extra_headers: Mapping[str, str] = {}
+    ) -> Session:
+        """Return a session that is created now, in UTC, in whole seconds."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S-00:00", time.gmtime(time.time()))
+        return cls(server_url, auth, now, extra_headers)
+
+    @classmethod
+    def from_json(cls, text: Union[str, bytes]) -> Session:
+        """Return the session that a session.json describes.
+
+        Raise InvalidSessionError, which names the member and never its value.
+        """
+        top = _decode_members(text)
+        auth = _members(top.get("auth"), "auth: ")
+        method = _string(auth, "type", "auth.")
+        if method not in ("jwt", "api_key"):
+            raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
+        members = _members(auth.get(method), f"auth.{method}: ")
+        headers = _members(top.get("headers", ()), "headers: ")
+        return cls(
+            _string(top, "server_url"),
+            _auth_from_members(method, members),
+            _string(top, "created_at"),
+            {name: _string(headers, name, "headers.") for name in headers},
+        )
+
+    def to_json(self) -> str:
+        """Return the text of a session.json, byte for byte as the OCaml CLI writes it.
+
+        Raise InvalidSessionError where ``from_json`` would refuse the text.
+        """
+        method = _method(self.auth)
+        members = {name: value for name, value in vars(self.auth).items() if value is not None}
+        top = {
+            "server_url": self.server_url,
+            "auth": {"type": method, method: members},
+            "created_at": self.created_at,
+        }
+        if self.extra_headers:
+            top["headers"] = self.extra_headers
+        text = json.dumps(top, indent=2, ensure_ascii=False)
+        Session.from_json(text)
+        return text
+
+    def is_expired(self, leeway: float = 60) -> bool:
+        """Tell whether the session is known to end within *leeway* seconds.
+
+        API keys do not expire.  A token without a dot is no JWT: only the server knows its end.
+        """
+        if isinstance(self.auth, ApiKey) or "." not in self.auth.access_token:
+            return False
+        return is_jwt_expired(self.auth.access_token, leeway)
+
+    def expires_at(self) -> Optional[datetime]:
+        """Return when the session ends, aware and in UTC; None if never, or not known."""
+        expiry = _jwt_expiry(self.auth.access_token) if isinstance(self.auth, Jwt) else None
+        with contextlib.suppress(OverflowError):  # farther away than a datetime can tell
+            if expiry is not None:
+                return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=expiry)
+        return None
+
+    def headers(self) -> Dict[str, str]:
+        """Return the HTTP headers that a request to the server needs, the secret among them.
+
+        Raise InvalidSessionError, naming the member, where one could not travel safely.
+        """
+        _checked_url(self.server_url)
+        _check_extra_headers(self.extra_headers)
+        headers = dict(self.extra_headers)
+        if isinstance(self.auth, ApiKey):
+            _check_secret(self.auth.key, "auth.api_key.key")
+            headers["x-api-key"] = self.auth.key
+            return headers
+        token = self.auth.access_token
+        _check_secret(token, "auth.jwt.access_token")
+        if "authorization" in (name.lower() for name in headers):
+            headers["x-immich-user-token"] = token
+        else:
+            headers["Authorization"] = f"Bearer {token}"
+        return headers
+
+    def __repr__(self) -> str:
+        return f"Session({_shown_url(self.server_url)!r}, {self.auth!r}, {self.created_at!r})"
+
+    def __str__(self) -> str:
+        """Return a description for people, a line for each fact."""
+        if isinstance(self.auth, Jwt):
+            facts = {"Email": self.auth.email, "User ID": self.auth.user_id}
+            method = "access token"
+        else:
+            facts = {"API Key": "<unnamed>" if self.auth.name is None else self.auth.name}
+            method = "API key"
+        facts.update(Server=_shown_url(self.server_url), Created=self.created_at, Auth=method)
+        return "\n".join(f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact)
+
+
+def _method(auth: AuthMethod) -> str:
+    return "api_key" if isinstance(auth, ApiKey) else "jwt"
+
+
+def _auth_from_members(method: str, members: Mapping[str, object]) -> AuthMethod:
+    def string(name: str) -> str:
+        return _string(members, name, f"auth.{method}.")
+
+    if method == "jwt":
+        return Jwt(string("access_token"), string("user_id"), string("email"))
+    return ApiKey(string("key"), None if members.get("name") is None else string("name"))
+
+
+# Files: one way to read, one to write, one to remove
+
+
+def _os_problem(path: str, what: str, error: OSError) -> str:
+    return f"{_printable(path)}: {what}: {error.strerror or type(error).__name__}"
+
+
+def _check_size(size: int, path: str) -> None:
+    if size > _FILE_LIMIT:
+        raise InvalidSessionError(f"{_printable(path)}: it is larger than {_FILE_LIMIT} bytes")
+
+
+def _read_file(path: str, private: bool = False) -> Optional[bytes]:
+    """Return what a regular file holds, None if there is none.
+
+    Raise InvalidSessionError for what is no regular file, is too large or may not be read.
+    Warn where others have access to what should be *private*.
+    """
+    # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")]
+    try:
+        descriptor = os.open(path, os.O_RDONLY | sum(flags))
+        try:
+            return _read_descriptor(descriptor, path, private)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidSessionError(_os_problem(path, "it cannot be read", error)) from error
+
+
+def _read_descriptor(descriptor: int, path: str, private: bool) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
+    _check_size(status.st_size, path)
+    if private and os.name == "posix":
+        _warn_if_exposed(status, path)
+    data = chunk = os.read(descriptor, status.st_size + 1)  # a larger request costs more
+    while chunk and len(data) <= _FILE_LIMIT:
+        chunk = os.read(descriptor, 4096)
+        data += chunk
+    _check_size(len(data), path)
+    return data
+
+
+def _warn_if_exposed(status: os.stat_result, path: str) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        problem = f"others may read or write it (its mode is {mode:04o}): chmod 600"
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=5)
+    if status.st_uid not in (os.geteuid(), 0):
+        problem = f"it belongs to another user (uid {status.st_uid})"
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=5)
+
+
+def _make_directory(path: str) -> None:
+    """Make a directory and what is missing above it, each 0700 whatever the umask."""
+    if os.path.isdir(path):
+        return
+    for directory in (*map(str, reversed(Path(path).parents)), path):
+        if os.path.isdir(directory):
+            continue
+        try:
+            os.mkdir(directory, 0o700)
+        except OSError as error:
+            if os.path.isdir(directory):  # another process was faster
+                continue
+            raise SessionError(
+                _os_problem(directory, "the directory cannot be made", error)
+            ) from error
+        with contextlib.suppress(OSError):  # the umask may have taken our own rights away
+            os.chmod(directory, 0o700)
+        _sync_directory(os.path.dirname(directory))
+
+
+def _sync_directory(path: str) -> None:
+    """Make changes of names in a directory durable, where that is supported."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path or os.curdir, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _link_target(path: str) -> str:
+    """Return the file that writing to *path* replaces: where a link leads, else *path* itself."""
+    if os.path.islink(path):
+        target = os.path.realpath(path)
+        if os.path.isfile(target) or not os.path.lexists(target):
+            return target
+    return path
+
+
+def _sweep(path: str, age: float) -> None:
+    """Remove temporaries of *path* that killed processes left, if they are *age* seconds old."""
+    directory, name = os.path.split(path)
+    pattern = re.compile(re.escape(f".{name}.") + r"[a-z0-9_]{8}\.tmp")
+    with contextlib.suppress(OSError):
+        for entry in filter(pattern.fullmatch, os.listdir(directory or os.curdir)):
+            temporary = os.path.join(directory, entry)
+            with contextlib.suppress(OSError):
+                if time.time() - os.lstat(temporary).st_mtime >= age:
+                    os.unlink(temporary)
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """Replace a file as a whole or not at all, durably, with mode 0600; follow links.
+
+    Raise SessionError if the system refuses; no temporary is left then.
+    """
+    _check_size(len(data), path)
+    target = _link_target(path)
+    _sweep(target, _STALE)
+    try:
+        try:
+            _replace(target, data)
+        except FileNotFoundError:  # clear() in another process swept our temporary away
+            _replace(target, data)
+    except OSError as error:
+        raise SessionError(_os_problem(target, "it cannot be written", error)) from error
+
+
+def _replace(path: str, data: bytes) -> None:
+    import tempfile
+
+    directory, name = os.path.split(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
+    try:
+        with open(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # the umask may have taken our own rights away
+                os.chmod(temporary, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_directory(directory)
+
+
+def _remove_file(path: str) -> None:
+    """Remove a file, where it is a link the file behind it too, and all their temporaries."""
+    for victim in (_link_target(path), path):
+        _sweep(victim, -math.inf)
+        try:
+            os.unlink(victim)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
+        _sync_directory(os.path.dirname(victim))
+
+
+# The store
+
+
+class SessionStore:
+    """The sessions of one configuration directory, by profile.
+
+    *base_dir* is that directory; without it ``$IMMICH_CONFIG_DIR``, else
+    ``$HOME/.config/immich``, looked up at each use.  ``profile=None`` is the current profile.
+    Every method may raise SessionError (no home directory, the system's refusal),
+    InvalidProfileError and InvalidSessionError (a broken config.json).
+    """
+
+    def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
+        self._base_dir = None if base_dir is None else os.fspath(base_dir)
+        if self._base_dir is not None and (not self._base_dir or "\0" in self._base_dir):
+            raise SessionError("the configuration directory is no path: it is empty or has a NUL")
+
+    def __repr__(self) -> str:
+        return f"SessionStore({self._base_dir!r})"
+
+    def _base(self) -> str:
+        base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
+        if base:
+            return base
+        home = os.environ.get("HOME")
+        if home is None:
+            home = os.path.expanduser("~")  # the passwd entry's, or "~" itself
+        if not os.path.isabs(home):
+            raise SessionError(
+                "there is no home directory to keep sessions in: "
+                "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
+            )
+        return os.path.join(home, ".config", "immich")
+
+    def _path(self, *parts: str) -> str:
+        return os.path.join(self._base(), *parts)
+
+    def _profile_path(self, profile: Optional[str], *parts: str) -> str:
+        name = self.get_current_profile() if profile is None else _checked_profile(profile)
+        return self._path("profiles", name, *parts)
+
+    def base_config_dir(self) -> Path:
+        """Return the configuration directory; make it if needed."""
+        base = self._base()
+        _make_directory(base)
+        return Path(base)
+
+    def config_dir(self, profile: Optional[str] = None) -> Path:
+        """Return the directory of a profile; make it if needed."""
+        directory = self._profile_path(profile)
+        _make_directory(directory)
+        return Path(directory)
+
+    def get_current_profile(self) -> str:
+        """Return ``$IMMICH_PROFILE``, else what config.json says, else "default"."""
+        name = os.environ.get("IMMICH_PROFILE")
+        if name:
+            return _checked_profile(name, "IMMICH_PROFILE")
+        path = self._path("config.json")
+        data = _read_file(path)
+        members = {} if data is None else _located(path, _decode_members, data)
+        if "current_profile" not in members:
+            return DEFAULT_PROFILE
+        name = _located(path, lambda members: _string(members, "current_profile"), members)
+        return _checked_profile(name, path)
+
+    def set_current_profile(self, profile: str) -> None:
+        """Write the current profile into config.json; a broken one is replaced."""
+        members: Dict[str, object] = {"current_profile": _checked_profile(profile)}
+        path = self._path("config.json")
+        text = json.dumps(members, ensure_ascii=False)
+        with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
+            data = _read_file(path)
+            if data is not None:
+                _decode_members(data)
+                members = {**json.loads(data), **members}
+                text = json.dumps(members, ensure_ascii=False, allow_nan=False)
+        self.base_config_dir()
+        _write_file(path, text.encode("utf-8"))
+
+    def _profile_names(self) -> List[str]:
+        """Return, sorted, what stands in profiles/ and is a profile name, logged in or not."""
+        profiles = self._path("profiles")
+        try:
+            return sorted(filter(_is_profile_name, os.listdir(profiles)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise SessionError(_os_problem(profiles, "it cannot be read", error)) from error
+
+    def list_profiles(self) -> List[str]:
+        """Return the profiles that have a session.json, sorted; open none of them."""
+        profiles = self._path("profiles")
+        return [n for n in self._profile_names() if _exists(f"{profiles}/{n}/session.json")]
+
+    def save(self, session: Session, profile: Optional[str] = None) -> None:
+        """Store a session, as a whole or not at all.
+
+        Raise InvalidSessionError for a session that ``load`` would refuse.
+        """
+        data = session.to_json().encode("utf-8")
+        path = self._profile_path(profile, "session.json")
+        _make_directory(os.path.dirname(path))
+        _write_file(path, data)
+
+    def load(self, profile: Optional[str] = None) -> Optional[Session]:
+        """Return the session of a profile, None if there is none.
+
+        Raise InvalidSessionError for a file that cannot be used.  Warn (UserWarning) if others
+        have access to it.
+        """
+        path = self._profile_path(profile, "session.json")
+        data = _read_file(path, private=True)
+        return None if data is None else _located(path, Session.from_json, data)
+
+    def clear(self, profile: Optional[str] = None) -> None:
+        """Remove the session of a profile, if there is one."""
+        _remove_file(self._profile_path(profile, "session.json"))
+
+
+def _exists(path: str) -> bool:
+    """Tell whether ``load`` would find something, be it broken."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return True
+
+
+# Environment
+
+
+_URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
+_KEY_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE")
+
+
+def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
+    """Return the server that the environment names, None if it names none."""
+    variable = next((name for name in _URL_VARIABLES if environ.get(name)), None)
+    return None if variable is None else _normalised_url(environ[variable], variable)
+
+
+def _environment_key(environ: Mapping[str, str]) -> Optional[str]:
+    """Return the key that the environment holds, or whose file it names; None if neither."""
+    variable = next((name for name in _KEY_VARIABLES if name in environ), None)
+    if variable is None:
+        return None
+    if all(name in environ for name in _KEY_VARIABLES):
+        raise SessionError(f"{' and '.join(_KEY_VARIABLES)} are both set: unset one of them")
+    key = environ[variable]
+    if variable == "IMMICH_API_KEY_FILE":
+        variable = f"IMMICH_API_KEY_FILE={_printable(key)}"
+        key = _text_file(key, "IMMICH_API_KEY_FILE")
+    key = key.strip()
+    if not key:
+        raise SessionError(f"{variable}: there is no key in it")
+    _check_secret(key, variable)
+    return key
+
+
+def _text_file(path: str, source: str) -> str:
+    """Return the text of a file that has to be there; *source* says who named it."""
+    problem = f"{_printable(path)}: there is no such file"
+    try:
+        data = _read_file(path)
+        if data is not None:
+            return data.decode("utf-8")
+    except UnicodeDecodeError:
+        problem = f"{_printable(path)}: it is not UTF-8 text"
+    except InvalidSessionError as error:
+        problem = str(error)
+    raise SessionError(f"{source}: {problem}")
+
+
+def session_from_env(environ: Mapping[str, str] = os.environ) -> Optional[Session]:
+    """Return the session that the environment describes, None if it does not.
+
+    ``IMMICH_INSTANCE_URL`` (or ``IMMICH_SERVER``) is the server, ``IMMICH_API_KEY`` the key, or
+    ``IMMICH_API_KEY_FILE`` a file with it.  No server is asked.  Raise SessionError for values
+    that cannot be used.
+    """
+    url = _environment_url(environ)
+    # Without a URL the key is not looked at: it must not travel to another source's server.
+    key = None if url is None else _environment_key(environ)
+    return None if url is None or key is None else Session(_with_api(url), ApiKey(key), "")
+
+
+def _find_session(
+    profile: Optional[str], store: SessionStore
+) -> Tuple[Optional[Session], Optional[str]]:
+    """Return the session to use, and the profile that was looked at: None is the environment."""
+    session = session_from_env() if profile is None else None
+    if session is not None:
+        return session, None
+    name = store.get_current_profile() if profile is None else profile
+    return store.load(name), name
+
+
+def _usable(session: Optional[Session], profile: Optional[str]) -> Session:
+    """Return the session; raise NotLoggedInError if there is none or it is expired."""
+    if session is not None and not session.is_expired():
+        return session
+    problem = "is not logged in" if session is None else "has a session that is expired"
+    raise NotLoggedInError(
+        f'profile "{profile}" {problem}: run "{_COMMAND} login SERVER -P {profile}", or set '
+        "IMMICH_INSTANCE_URL and IMMICH_API_KEY",
+        profile,
+    )
+
+
+def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] = None) -> Session:
+    """Return the session to use: the named profile's, else the environment's, else the current.
+
+    Raise NotLoggedInError if there is none or it is expired, and what ``session_from_env`` and
+    ``SessionStore.load`` raise.
+    """
+    return _usable(*_find_session(profile, SessionStore() if store is None else store))
+
+
+# The official CLI's auth.yml
+
+
+def _yaml_string(text: str) -> Optional[str]:
+    """Return the string behind a "name:" (YAML 1.2 §7.3), None if it is anything else."""
+    quoted = re.fullmatch(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*')(?:\s+#.*)?""", text)
+    if quoted and quoted[1].startswith("'"):
+        return quoted[1][1:-1].replace("''", "'")
+    if quoted:
+        with contextlib.suppress(InvalidSessionError):
+            return str(_decode(quoted[1]))  # a JSON string is a YAML one
+        return None
+    plain = re.split(r"\s#", text)[0].rstrip()
+    if plain[0] in "#[]{},>|*&!%@`?\"'-" or re.search(r":(\s|$)", plain):
+        return None
+    return plain
+
+
+def _parse_auth_yml(text: str) -> Tuple[str, str]:
+    """Return URL and key from the flat "name: value" lines that the official CLI writes."""
+    values: Dict[str, Optional[str]] = {}
+    for number, line in enumerate(map(str.rstrip, text.split("\n")), 1):
+        if line in ("", "---") or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"(\w+):\s+(.+)", line)
+        value = _yaml_string(match[2]) if match else None
+        if match is None or value is None or match[1] in values:
+            raise InvalidSessionError(f'line {number}: expected "name: value", each name once')
+        values[match[1]] = value
+    url = values.get("url", values.get("instanceUrl"))
+    key = values.get("key", values.get("apiKey"))
+    if not url or not key:
+        raise InvalidSessionError("expected url and key, or instanceUrl and apiKey")
+    return url, key
+
+
+# Command line: what people and programs read
+
+
+def _silence(stream: Any) -> None:
+    """Let what a broken stream still buffers go nowhere, or it fails once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _say(message: object) -> None:
+    """Tell a person something on standard error, if there is one."""
+    if sys.stderr is None:  # print() would take None for standard output
+        return
+    try:
+        print(_printable(f"immich_session: {message}"), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _emit(data: str) -> None:
+    """Write data to standard output; a reader that left early has read enough."""
+    if sys.stdout is None:
+        raise SessionError("standard output: it is closed")
+    try:
+        print(data, flush=True)
+        return
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return
+    except UnicodeEncodeError:
+        problem = f"its encoding ({sys.stdout.encoding}) lacks a character"
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "it is closed"
+        _silence(sys.stdout)
+    raise SessionError(f"standard output: {problem}")
+
+
+def _show_warning(message: Union[Warning, str], *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")
+
+
+def _exit_status(error: SessionError) -> int:
+    if isinstance(error, ServerUnreachableError):
+        return 3
+    refused = isinstance(error, ServerError) and error.status in (401, 403)
+    return 4 if refused or isinstance(error, NotLoggedInError) else 1
+
+
+# Command line: where secrets come from
+
+
+def _prompt(what: str, flag: str) -> str:
+    """Ask for a secret on the terminal, hidden."""
+    import getpass
+
+    problem = "there is no terminal to ask on"
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
+                return getpass.getpass(f"{what}: ")
+        except EOFError:
+            problem = "the input ended"
+        except (getpass.GetPassWarning, OSError, UnicodeError):
+            pass
+    raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
+
+
+def _from_stdin(what: str) -> str:
+    """Read a secret from standard input; take one line end off."""
+    problem = "it is closed"
+    if sys.stdin is not None:
+        try:
+            data = sys.stdin.buffer.read(_STDIN_LIMIT + 1)
+            if len(data) <= _STDIN_LIMIT:
+                return re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
+            problem = f"it is larger than {_STDIN_LIMIT} bytes"
+        except (OSError, ValueError):
+            problem = "it cannot be read as UTF-8 text"
+    raise SessionError(f"no {what}: standard input: {problem}")
+
+
+def _secret(given: Optional[str], what: str, flag: str) -> str:
+    """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
+    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if given is None or (given == "-" and on_terminal):
+        return _prompt(what, flag)
+    if given == "-":
+        return _from_stdin(what)
+    _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
+    return given
+
+
+def _key(given: Optional[str]) -> str:
+    key = _secret(given, "API key", "-k").strip()
+    _check_secret(key, "API key")
+    return key
+
+
+def _extra_headers(given: Sequence[str]) -> Dict[str, str]:
+    """Return the headers that -H gave, each as "NAME: VALUE" or as a file of such lines."""
+    headers: Dict[str, str] = {}
+    for text in given:
+        if text.startswith("@"):
+            lines = [line for line in _text_file(text[1:], "-H").splitlines() if line.strip()]
+        else:
+            _say('warning: other users can see a header on the command line: "-H @FILE" hides it')
+            lines = [text]
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not colon:
+                raise SessionError('-H: expected "NAME: VALUE"')
+            headers[name.strip()] = value.strip()
+    _check_extra_headers(headers)
+    return headers
+
+
+# Command line: the commands, each of which returns the exit status
+
+
+def _note_overrides() -> None:
+    """Say that the environment has the last word, where it has: people wonder otherwise."""
+    url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
+    key = next((name for name in _KEY_VARIABLES if name in os.environ), None)
+    if url and key:
+        _say(f"note: {url} and {key} are set, and override every profile")
+    elif os.environ.get("IMMICH_PROFILE"):
+        _say("note: IMMICH_PROFILE is set, and overrides the current profile")
+
+
+def _settled_profile(args: Any, store: SessionStore) -> str:
+    """Return the profile that a command is to change: no guess, where config.json is broken."""
+    if args.profile is not None:
+        return _checked_profile(args.profile)
+    try:
+        return store.get_current_profile()
+    except (InvalidProfileError, InvalidSessionError) as error:
+        raise type(error)(f"{error}; name the profile with -P") from None
+
+
+def _store_session(args: Any, store: SessionStore, session: Session, profile: str) -> int:
+    """Save a session; make its profile current if it was named, or is the first one ever."""
+    switch = args.profile is not None or not store.list_profiles()
+    store.save(session, profile)
+    if switch:
+        store.set_current_profile(profile)
+    _say(f'stored in profile "{profile}"' + (", which is now the current one" if switch else ""))
+    _note_overrides()
+    return 0
+
+
+def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Optional[Session]]:
+    """Return the server to log in to, and the session that is renewed if none was named."""
+    url = _normalised_url(args.server, "SERVER") if args.server else _environment_url(os.environ)
+    if url is not None:
+        return url, None
+    session = store.load(profile)
+    if session is None:
+        raise SessionError(f'profile "{profile}" has no session to renew: name the SERVER')
+    return _normalised_url(session.server_url), session
+
+
+def _login(args: Any, store: SessionStore) -> int:
+    profile = _settled_profile(args, store)
+    url, old = _login_server(args, store, profile)
+    headers = _extra_headers(args.header) or (old.extra_headers if old else {})
+    name = args.name or getattr(old and old.auth, "name", None)
+    if not args.no_verify:
+        raise SessionError("this version cannot ask the server: add --no-verify")
+    session = Session.create(_with_api(url), ApiKey(_key(args.api_key), name), headers)
+    return _store_session(args, store, session, profile)
+
+
+def _logout(args: Any, store: SessionStore) -> int:
+    status = 0
+    for profile in store._profile_names() if args.all else [_settled_profile(args, store)]:
+        try:
+            _log_out_of(profile, store)
+        except SessionError as error:  # and go on with the others
+            _say(error)
+            status = status or _exit_status(error)
+    _note_overrides()
+    return status
+
+
+def _log_out_of(profile: str, store: SessionStore) -> None:
+    outcome = f'the session of profile "{profile}" is removed'
+    try:
+        if store.load(profile) is None:
+            outcome = f'profile "{profile}" is not logged in'
+    except InvalidSessionError as error:
+        _say(error)
+    store.clear(profile)
+    _say(outcome)
+
+
+def _facts(session: Optional[Session]) -> Dict[str, object]:
+    """Return what JSON output says of a session: everything but its secrets."""
+    names = "server_url method name email user_id created_at expires_at expired"
+    facts: Dict[str, object] = dict.fromkeys(names.split())
+    if session is not None:
+        expires = session.expires_at()
+        facts["server_url"] = _shown_url(session.server_url)
+        facts["method"] = _method(session.auth)
+        for name in ("name", "email", "user_id"):
+            facts[name] = getattr(session.auth, name, None)
+        facts["created_at"] = session.created_at or None
+        facts["expires_at"] = expires and expires.isoformat()
+        facts["expired"] = session.is_expired()
+    return facts
+
+
+def _expiry(session: Session) -> str:
+    if isinstance(session.auth, ApiKey):
+        return "never"
+    if "." not in session.auth.access_token:
+        return "expiry known to the server only"
+    moment = session.expires_at()
+    return ("expired, " if session.is_expired() else "") + (
+        "time not known" if moment is None else moment.isoformat()
+    )
+
+
+def _status(args: Any, store: SessionStore) -> int:
+    session, profile = _find_session(args.profile, store)
+    if args.json:
+        source = "environment" if profile is None else "file"
+        _emit(json.dumps({"profile": profile, "source": source, **_facts(session)}, indent=2))
+    elif session is not None:
+        source = "environment" if profile is None else f'profile "{profile}"'
+        _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}")
+    _usable(session, profile)
+    return 0
+
+
+def _profile_list(args: Any, store: SessionStore) -> int:
+    current = None
+    try:
+        current = store.get_current_profile()
+    except (InvalidProfileError, InvalidSessionError) as error:
+        _say(error)
+    rows = [_row(name, name == current, store) for name in store.list_profiles()]
+    if args.json:
+        _emit(json.dumps(rows, indent=2))
+    elif rows:
+        _emit("\n".join(map(_row_for_people, rows)))
+    return 0
+
+
+def _row(name: str, current: bool, store: SessionStore) -> Dict[str, object]:
+    session, problem = None, None
+    try:
+        session = store.load(name)
+    except InvalidSessionError as error:
+        problem = str(error)
+    facts = _facts(session)
+    shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
+    return {"name": name, "current": current, **shown, "error": problem}
+
+
+def _row_for_people(row: Dict[str, object]) -> str:
+    mark = "*" if row["current"] else " "
+    facts = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
+    return _printable(f"{mark} {row['name']}  {facts}") + ("  expired" if row["expired"] else "")
+
+
+def _profile_current(args: Any, store: SessionStore) -> int:
+    _emit(store.get_current_profile())
+    return 0
+
+
+def _profile_switch(args: Any, store: SessionStore) -> int:
+    profile = _checked_profile(args.name)
+    profiles = store.list_profiles()
+    if profile not in profiles:
+        others = ", ".join(profiles) or "none"
+        raise SessionError(f'profile "{profile}" has no session; these profiles have one: {others}')
+    store.set_current_profile(profile)
+    _say(f'profile "{profile}" is now the current one')
+    _note_overrides()
+    return 0
+
+
+def _token(args: Any, store: SessionStore) -> int:
+    auth = get_session(args.profile, store=store).auth
+    _emit(auth.key if isinstance(auth, ApiKey) else auth.access_token)
+    return 0
+
+
+def _exec(args: Any, store: SessionStore) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        args.parser.error("name the COMMAND to run")
+    session, profile = _find_session(args.profile, store)
+    environ = _exec_environment(_usable(session, profile))
+    if profile is not None:
+        environ["IMMICH_PROFILE"] = profile
+    if args.config_directory is not None:
+        environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
+    return _become(command, environ)
+
+
+def _exec_environment(session: Session) -> Dict[str, str]:
+    """Return our environment with this session in place of any other."""
+    session.headers()  # what could not stand in a header is refused here as well
+    if session.extra_headers:
+        _say("warning: the extra headers of this session do not reach the command")
+    others = (*_URL_VARIABLES, *_KEY_VARIABLES, "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE")
+    environ = {name: value for name, value in os.environ.items() if name not in others}
+    environ["IMMICH_INSTANCE_URL"] = session.server_url
+    if isinstance(session.auth, ApiKey):
+        environ["IMMICH_API_KEY"] = session.auth.key
+    else:
+        environ["IMMICH_ACCESS_TOKEN"] = session.auth.access_token
+    return environ
+
+
+def _become(command: List[str], environ: Dict[str, str]) -> int:
+    """Run a command in place of this process; return only if that is not possible."""
+    try:
+        if os.name != "posix":
+            import subprocess
+
+            return subprocess.run(command, env=environ).returncode
+        import signal
+
+        for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them; a command would inherit that
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        os.execvpe(command[0], command, environ)
+    except OSError as error:
+        _say(_os_problem(command[0], "it cannot be run", error))
+        return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def _import(args: Any, store: SessionStore) -> int:
+    profile = _settled_profile(args, store)
+    path = args.file or os.path.join(store._base(), "auth.yml")
+    url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
+    _check_secret(key, f"{_printable(path)}: key")
+    url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
+    return _store_session(args, store, Session.create(url, ApiKey(key)), profile)
+
+
+# Command line: its grammar
+
+
+def _parser() -> Any:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(allow_abbrev=False, **options)
+
+        def print_help(self, file: Any = None) -> None:
+            _emit(self.format_help().rstrip())
+
+        def error(self, message: str) -> NoReturn:
+            # What argparse quotes first is what somebody typed, and may be a secret.
+            message = re.sub(r"""'(\\.|[^'])*'|"(\\.|[^"])*\"""", "...", message, count=1)
+            _say(f'{message}; see "{self.prog} --help"')
+            raise SystemExit(2)
+
+    parser = Parser(prog=_COMMAND, description="Keep sessions for Immich servers in profiles.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("-d", "--config-directory", metavar="DIR", help="not ~/.config/immich")
+    parser.set_defaults(run=None, parser=parser)
+    _add_commands(parser.add_subparsers(metavar="COMMAND", prog=_COMMAND))
+    return parser
+
+
+def _add_commands(commands: Any) -> None:
+    def command(name: str, run: Any, text: str, group: Any = commands) -> Any:
+        parser = group.add_parser(name, help=text, description=text)
+        parser.set_defaults(run=run, parser=parser)
+        return parser
+
+    login = command("login", _login, "store a session")
+    login.add_argument("server", metavar="SERVER", nargs="?", help="its address")
+    login.add_argument("-k", "--api-key", metavar="KEY", help="- reads it from standard input")
+    login.add_argument("-n", "--name", help="a name for the API key")
+    login.add_argument(
+        "-H",
+        "--header",
+        metavar="HEADER",
+        action="append",
+        default=[],
+        help="'NAME: VALUE' for a proxy before the server, or @FILE of such lines",
+    )
+    login.add_argument("--no-verify", action="store_true", help="do not ask the server")
+    logout = command("logout", _logout, "remove a session")
+    logout.add_argument("--local", action="store_true", help="do not ask the server")
+    which = logout.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="of every profile")
+    status = command("status", _status, "tell which session is in use")
+    token = command("token", _token, "print the bare secret of the session")
+    execute = command("exec", _exec, "run a command with the session in its environment")
+    execute.add_argument("command", metavar="-- COMMAND", nargs="...", help="and its arguments")
+    load = command("import", _import, "store the session of the official CLI")
+    load.add_argument("file", metavar="FILE", nargs="?", help="default: its auth.yml")
+    for parser in (login, which, status, token, execute, load):
+        parser.add_argument("-P", "--profile", help="default: the current one")
+
+    profile = command("profile", None, "list, name or switch profiles")
+    actions = profile.add_subparsers(metavar="COMMAND", prog=profile.prog)
+    listing = command("list", _profile_list, "list the profiles that have a session", actions)
+    command("current", _profile_current, "print the name of the current profile", actions)
+    switch = command("switch", _profile_switch, "make another profile current", actions)
+    switch.add_argument("name", metavar="NAME")
+    for parser in (status, listing):
+        parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _parse(argv: Optional[Sequence[str]]) -> Any:
+    args, surplus = _parser().parse_known_args(argv)
+    if surplus:  # not echoed: it may be a key
+        args.parser.error("there is an argument too many; a key goes behind -k")
+    if args.run is None and not args.version:
+        args.parser.error("name a COMMAND")
+    return args
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return its exit status.
+
+    0 done; 1 failed; 2 wrong usage; 3 no complete answer from the server; 4 not logged in,
+    expired or refused; 130 interrupted.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            args = _parse(argv)
+            if args.version:
+                _emit(f"immich_session {__version__}")
+                return 0
+            status: int = args.run(args, SessionStore(args.config_directory))
+            return status
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            return 130
+        except SessionError as error:
+            _say(error)
+            return _exit_status(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
