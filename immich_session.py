@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -37,7 +38,19 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 __version__ = "1.0.0"
 
@@ -56,7 +69,12 @@ __all__ = [
     "SessionStore",
     "get_session",
     "is_jwt_expired",
+    "is_valid",
+    "login_api_key",
+    "login_password",
+    "logout",
     "main",
+    "resolve_api_url",
     "session_from_env",
 ]
 
@@ -446,6 +464,10 @@ def _method(auth: AuthMethod) -> str:
     return "api_key" if isinstance(auth, ApiKey) else "jwt"
 
 
+def _secret_of(auth: AuthMethod) -> str:
+    return auth.key if isinstance(auth, ApiKey) else auth.access_token
+
+
 def _auth_from_members(method: str, members: Mapping[str, object]) -> AuthMethod:
     def string(name: str) -> str:
         return _string(members, name, f"auth.{method}.")
@@ -832,6 +854,382 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
     return _usable(*_find_session(profile, SessionStore() if store is None else store))
 
 
+# Server: _Client.request sends; the rest says what to send, and what the answer means
+
+
+_WELL_KNOWN = "/.well-known/immich"
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class _Answer(NamedTuple):
+    """An HTTP answer of any status; *members* are those of a JSON object, None for all else."""
+
+    status: int
+    location: str
+    members: Optional[Dict[str, object]]
+
+    def is_refusal_of_immich(self) -> bool:
+        """Tell Immich's own refusals from those of something in front of it."""
+        return self.members is not None and {"message", "statusCode"} <= self.members.keys()
+
+
+class _Client:
+    """What the requests of one operation share: extra headers, time limit, and our secrets."""
+
+    def __init__(self, extra_headers: Mapping[str, str], timeout: float, *secrets: str) -> None:
+        _check_extra_headers(extra_headers)
+        self.extra_headers = dict(extra_headers)
+        self.timeout = timeout
+        values = list(extra_headers.values())
+        self.secrets = [*secrets, *values, *(value.split(" ")[-1] for value in values)]
+
+    def told(self, text: str) -> str:
+        """Return what a server said as it may be shown: no secret of ours, no controls, short."""
+        for secret in filter(None, self.secrets):
+            text = text.replace(secret, "***")
+        return _printable(text[:200])
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
+    ) -> _Answer:
+        """Send a request and return the answer; follow no redirect.
+
+        Raise ServerUnreachableError if there is no complete answer, ServerError if it is too large.
+        """
+        import urllib.request
+
+        names = {"User-Agent": f"immich-session/{__version__}"}
+        request = urllib.request.Request(
+            url, body, {**self.extra_headers, **headers, **names}, method=method
+        )
+        outcome = _exchange(request, self.timeout)
+        if isinstance(outcome, Exception):
+            problem = self.told(_unreachable_because(outcome))
+            raise ServerUnreachableError(f"{_where(url)}: {problem}")
+        status, fields, content = outcome
+        if len(content) > _FILE_LIMIT:
+            raise ServerError(
+                f"{_where(url)}: the answer is larger than {_FILE_LIMIT} bytes", status
+            )
+        members = None
+        with contextlib.suppress(InvalidSessionError):
+            members = _decode_members(content)
+        return _Answer(status, fields.get("Location", ""), members)
+
+    def call(
+        self,
+        base: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Optional[bytes] = None,
+        accept: Sequence[int] = (),
+    ) -> _Answer:
+        """POST to Immich; return a JSON object, or a refusal of its own with a status to *accept*."""
+        answer = self.request("POST", base + path, headers, body)
+        if answer.status in (200, 201) and answer.members is not None:
+            return answer
+        if answer.status in accept and answer.is_refusal_of_immich():
+            return answer
+        raise self.refused(base, path, answer)
+
+    def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
+        """Return the error that says what an answer means that is not what was asked for."""
+        status = answer.status
+        if status in _REDIRECTS:
+            address = answer.location
+            address = address[: -len(path)] if address.endswith(path) else address
+            problem = f"it redirects: use the address {self.told(_shown_url(address))} instead"
+        elif status == 404 and self._is_in_maintenance(base):
+            problem = "the server is in maintenance mode: try again later"
+        elif status == 404:
+            problem = "there is no Immich API (status 404): is this the right address?"
+        elif answer.is_refusal_of_immich():
+            problem = f"the server refused: {self._message(answer)} (status {status})"
+        elif status < 300:
+            problem = "the answer is not Immich's (a web page?): is this the right address?"
+        else:
+            problem = f"no Immich server, or something in front of it, refused (status {status})"
+        return ServerError(f"{_where(base)}: {problem}", status)
+
+    def _message(self, answer: _Answer) -> str:
+        message = answer.members and answer.members["message"]
+        texts = message if isinstance(message, list) else [message]
+        return self.told("; ".join(text for text in texts if isinstance(text, str)))
+
+    def _is_in_maintenance(self, base: str) -> bool:
+        with contextlib.suppress(ServerError):
+            members = self.request("GET", base + "/server/config").members
+            return members is not None and members.get("maintenanceMode") is True
+        return False
+
+    def follow(self, url: str, reference: str, status: int) -> str:
+        """Return the URL that a redirect or a discovery answer names, if it is the same server.
+
+        The host has to be the same, never from https to http, and with extra headers the port too.
+        """
+        import urllib.parse
+
+        with contextlib.suppress(ValueError):
+            target = urllib.parse.urljoin(url, reference)
+            old, new = (_checked_url(re.sub(r"[?#].*", "", each)) for each in (url, target))
+            ports = [int(m["port"] or {"http": 80, "https": 443}[m["scheme"]]) for m in (old, new)]
+            if (
+                old["host"].lower() == new["host"].lower()
+                and old["scheme"] <= new["scheme"]
+                and (not self.extra_headers or ports[0] == ports[1] or ports == [80, 443])
+                and re.fullmatch(_VISIBLE, target)
+            ):
+                return target
+        shown = self.told(_shown_url(reference))
+        problem = f"it leads to {shown}, another or a less safe server: is that the right address?"
+        raise ServerError(f"{_where(url)}: {problem}", status)
+
+
+def _exchange(request: Any, timeout: float) -> Any:
+    """Return status, header fields and body of the answer, or the exception that came instead.
+
+    urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
+    thread does the work; when time is up it is left, and loses its connection.
+    """
+    import socket
+    import threading
+
+    outcome: List[Any] = []
+    sockets: List[Any] = []
+    late = threading.Event()
+    opener = _opener(sockets, late)
+
+    def work() -> None:
+        try:
+            with opener.open(request, timeout=timeout) as response:
+                body = response.read(_FILE_LIMIT + 1)
+                length = response.headers.get("Content-Length", "")
+                if re.fullmatch("[0-9]{1,9}", length) and len(body) < min(int(length), _FILE_LIMIT):
+                    raise EOFError
+                outcome.append((response.status, response.headers, body))
+        except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
+            outcome.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(timeout)
+    if outcome:
+        return outcome[0]
+    late.set()
+    for connected in sockets:
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+    return TimeoutError()
+
+
+def _opener(sockets: List[Any], late: Any) -> Any:
+    """Return an opener that uses the proxies of the environment, and takes every status as it is.
+
+    It has no handler that follows redirects: urllib's would hand the credential to any host.
+    """
+    import urllib.request
+
+    class Watching(urllib.request.AbstractHTTPHandler):
+        def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
+            class Connection(http_class):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    sockets.append(self.sock)
+                    if late.is_set():  # nobody waits for an answer: do not send the secret
+                        raise TimeoutError
+
+            return super().do_open(Connection, *args, **options)
+
+    class HTTP(Watching, urllib.request.HTTPHandler):
+        pass
+
+    class HTTPS(Watching, urllib.request.HTTPSHandler):
+        pass
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(), HTTP(), HTTPS()):
+        opener.add_handler(handler)
+    return opener
+
+
+def _unreachable_because(error: Exception) -> str:
+    """Return in plain words why there is no complete answer."""
+    import http.client
+    import socket
+    import ssl
+
+    error = getattr(error, "reason", error) if isinstance(error, OSError) else error
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "there is no server of that name (it does not resolve)"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return "it does not speak TLS as expected: is it an http server?"
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "there was no complete answer in time"
+    if isinstance(error, (http.client.HTTPException, EOFError)):
+        return "the answer was cut short, or is no HTTP"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"the request failed ({type(error).__name__})"
+
+
+def _where(url: str) -> str:
+    """Return the URL as the subject of an error; it names the proxy, if one is in use."""
+    import urllib.request
+
+    match = _checked_url(re.sub(r"[?#].*", "", url))
+    proxy = urllib.request.getproxies().get(match["scheme"])
+    if not proxy or urllib.request.proxy_bypass(match["host"]):
+        return _shown_url(url)
+    return f"{_shown_url(url)} (through the proxy {_printable(_shown_url(proxy))})"
+
+
+def _resolve(client: _Client, server_url: str) -> str:
+    url = _normalised_url(server_url)
+    if url.endswith("/api"):
+        return url
+    target = url + _WELL_KNOWN
+    for _ in range(5):
+        answer = client.request("GET", target)
+        if answer.status not in _REDIRECTS:
+            break
+        target = client.follow(target, answer.location, answer.status)
+    else:
+        raise ServerError(f"{_where(url)}: it redirects without end", answer.status)
+    if target.endswith(_WELL_KNOWN):
+        url = target[: -len(_WELL_KNOWN)]
+    if answer.status == 404 or answer.members is None:
+        return _with_api(url)
+    api = answer.members.get("api")
+    endpoint = dict(api).get("endpoint") if isinstance(api, tuple) else None
+    if answer.status != 200 or not isinstance(endpoint, str):
+        raise client.refused(url, _WELL_KNOWN, answer)
+    return _normalised_url(client.follow(target, endpoint, answer.status))
+
+
+def resolve_api_url(
+    server_url: str, *, extra_headers: Mapping[str, str] = {}, timeout: float = 10.0
+) -> str:
+    """Return the API base of the server that a person means by *server_url*.
+
+    ``https://`` is added if missing.  A URL that ends in /api is taken as it is; otherwise the
+    server is asked for ``/.well-known/immich``, with the extra headers and without credential;
+    redirects are followed on the same host.  *timeout*: seconds for each request.  Raise
+    InvalidSessionError for what is no such URL, ServerUnreachableError and ServerError.
+    """
+    return _resolve(_Client(extra_headers, timeout), server_url)
+
+
+def login_password(
+    server_url: str,
+    email: str,
+    password: str,
+    *,
+    extra_headers: Mapping[str, str] = {},
+    timeout: float = 10.0,
+) -> Session:
+    """Log in with a password and return the session; nothing is stored.
+
+    *timeout*: seconds for each request.  Raise what ``resolve_api_url`` raises; a ServerError
+    with status 401 means that the server does not accept the password.
+    """
+    client = _Client(extra_headers, timeout, password)
+    try:
+        payload = json.dumps({"email": email, "password": password}, ensure_ascii=False)
+        body = payload.encode("utf-8")
+    except UnicodeEncodeError:
+        body = b""
+    if not body:
+        raise InvalidSessionError("email and password: expected Unicode text")
+    base = _resolve(client, server_url)
+    answer = client.call(base, "/auth/login", {"Content-Type": "application/json"}, body)
+    members = answer.members or {}
+    values = [members.get(name) for name in ("accessToken", "userId", "userEmail")]
+    token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
+    if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
+        raise ServerError(
+            f"{_where(base)}: the answer is not Immich's: it lacks a member", answer.status
+        )
+    return Session.create(base, Jwt(token, user_id, user_email), extra_headers)
+
+
+def login_api_key(
+    server_url: str,
+    key: str,
+    name: Optional[str] = None,
+    *,
+    extra_headers: Mapping[str, str] = {},
+    timeout: float = 10.0,
+) -> Session:
+    """Have the server check an API key and return the session; nothing is stored.
+
+    Without *name*, the server is asked for the key's.  *timeout*: seconds for each request.
+    Raise what ``resolve_api_url`` raises; a ServerError with status 401 means an invalid key.
+    """
+    _check_secret(key, "key")
+    client = _Client(extra_headers, timeout, key)
+    base = _resolve(client, server_url)
+    session = Session.create(base, ApiKey(key, name), extra_headers)
+    answer = _validate(client, session)
+    if answer.status == 401:
+        raise client.refused(base, _VALIDATE, answer)
+    if name is not None:
+        return session
+    return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
+
+
+_VALIDATE = "/auth/validateToken"
+
+
+def _session_client(session: Session, timeout: float) -> _Client:
+    return _Client(session.extra_headers, timeout, _secret_of(session.auth))
+
+
+def _validate(client: _Client, session: Session) -> _Answer:
+    """Return the answer to "who is this?": 200, or the refusal that says what the secret is worth."""
+    accept = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
+    base = session.server_url.rstrip("/")
+    answer = client.call(base, _VALIDATE, session.headers(), accept=accept)
+    if answer.status < 300 and (answer.members or {}).get("authStatus") is not True:
+        raise client.refused(base, _VALIDATE, answer)
+    return answer
+
+
+def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
+    """Return name and permissions of an API key, as far as the server tells."""
+    client = _session_client(session, timeout)
+    members: Dict[str, object] = {}
+    with contextlib.suppress(ServerError):
+        answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
+        members = (answer.status == 200 and answer.members) or {}
+    name, permissions = members.get("name"), members.get("permissions")
+    permissions = permissions if isinstance(permissions, list) else []
+    return name if isinstance(name, str) else None, [p for p in permissions if isinstance(p, str)]
+
+
+def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
+    """Ask the server whether it accepts the session.
+
+    *timeout*: seconds for each request.  Raise InvalidSessionError for a session that cannot be
+    sent, ServerUnreachableError, and ServerError for any answer but yes and no.
+    """
+    # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
+    return _validate(_session_client(session, timeout), session).status != 401
+
+
+def logout(session: Session, *, timeout: float = 10.0) -> bool:
+    """End the session on the server; True if it was ended, False if there was nothing to end.
+
+    That is so for an API key, which stays valid (remove it in Immich), and for a session that
+    had ended already.  *timeout*: seconds for each request.  Raises what ``is_valid`` raises.
+    """
+    if isinstance(session.auth, ApiKey):
+        return False
+    client, base = _session_client(session, timeout), session.server_url.rstrip("/")
+    return client.call(base, "/auth/logout", session.headers(), accept=(401,)).status != 401
+
+
 # The official CLI's auth.yml
 
 
@@ -1016,7 +1414,10 @@ def _store_session(args: Any, store: SessionStore, session: Session, profile: st
     store.save(session, profile)
     if switch:
         store.set_current_profile(profile)
-    _say(f'stored in profile "{profile}"' + (", which is now the current one" if switch else ""))
+    auth = session.auth
+    who = auth.email if isinstance(auth, Jwt) else f"API key {auth.name or '<unnamed>'}"
+    suffix = ", which is now the current one" if switch else ""
+    _say(f'{who} at {_shown_url(session.server_url)} is stored in profile "{profile}"{suffix}')
     _note_overrides()
     return 0
 
@@ -1035,35 +1436,85 @@ def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Op
 def _login(args: Any, store: SessionStore) -> int:
     profile = _settled_profile(args, store)
     url, old = _login_server(args, store, profile)
+    if args.email is None and args.api_key is None and isinstance(old and old.auth, Jwt):
+        args.email = getattr(old and old.auth, "email", None)
+    if args.email is None and args.password is not None:
+        args.parser.error("-p goes with -e")
+    if args.email is not None and (args.name is not None or args.no_verify):
+        args.parser.error("-n and --no-verify do not go with a password login")
+    if args.name is None:
+        args.name = getattr(old and old.auth, "name", None)
     headers = _extra_headers(args.header) or (old.extra_headers if old else {})
-    name = args.name or getattr(old and old.auth, "name", None)
-    if not args.no_verify:
-        raise SessionError("this version cannot ask the server: add --no-verify")
-    session = Session.create(_with_api(url), ApiKey(_key(args.api_key), name), headers)
+    try:
+        session = _new_session(args, store, url, headers, profile)
+    except ServerUnreachableError as error:
+        if args.server is None or "://" in args.server:
+            raise
+        hint = f"if the server has no https, write http://{args.server}"
+        raise ServerUnreachableError(f"{error}; {hint}") from None
     return _store_session(args, store, session, profile)
 
 
+def _new_session(
+    args: Any, store: SessionStore, url: str, headers: Mapping[str, str], profile: str
+) -> Session:
+    """Ask for the secret, then the server for a session."""
+    options: Any = {"extra_headers": headers, "timeout": args.timeout}
+    if args.email is not None:
+        password = _secret(args.password, "password", "-p")
+        store.config_dir(profile)  # now, because the token of a login that fails later is lost
+        return login_password(url, args.email, password, **options)
+    key = _key(args.api_key)
+    if args.no_verify:
+        return Session.create(_with_api(url), ApiKey(key, args.name), headers)
+    store.config_dir(profile)
+    session = login_api_key(url, key, args.name or "", **options)
+    name, permissions = _key_details(session, args.timeout)
+    if permissions and "all" not in permissions:
+        _say(f"the key has these permissions only: {', '.join(permissions)}")
+    return dataclasses.replace(session, auth=ApiKey(key, name if args.name is None else args.name))
+
+
 def _logout(args: Any, store: SessionStore) -> int:
-    status = 0
+    statuses = [0]
     for profile in store._profile_names() if args.all else [_settled_profile(args, store)]:
         try:
-            _log_out_of(profile, store)
+            statuses.append(_log_out_of(profile, store, args))
         except SessionError as error:  # and go on with the others
             _say(error)
-            status = status or _exit_status(error)
+            statuses.append(_exit_status(error))
     _note_overrides()
-    return status
+    return max(statuses)
 
 
-def _log_out_of(profile: str, store: SessionStore) -> None:
-    outcome = f'the session of profile "{profile}" is removed'
+def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
+    session, status = None, 0
+    outcome = f'the session of profile "{profile}" is removed here'
     try:
-        if store.load(profile) is None:
+        session = store.load(profile)
+        if session is None:
             outcome = f'profile "{profile}" is not logged in'
     except InvalidSessionError as error:
         _say(error)
+    if session is not None and not args.local:
+        status = _end_on_server(session, args.timeout)
     store.clear(profile)
     _say(outcome)
+    return status
+
+
+def _end_on_server(session: Session, timeout: float) -> int:
+    try:
+        if logout(session, timeout=timeout):
+            _say("the session is ended on the server")
+        elif isinstance(session.auth, ApiKey):
+            _say("the API key stays valid on the server: remove it there, in the account settings")
+        else:
+            _say("the session had ended on the server already")
+        return 0
+    except SessionError as error:
+        _say(f"{error}; the session may live on there")
+        return _exit_status(error)
 
 
 def _facts(session: Optional[Session]) -> Dict[str, object]:
@@ -1095,14 +1546,26 @@ def _expiry(session: Session) -> str:
 
 def _status(args: Any, store: SessionStore) -> int:
     session, profile = _find_session(args.profile, store)
+    source = "environment" if profile is None else "file"
+    report = {"profile": profile, "source": source, **_facts(session)}
+    problem: Optional[SessionError] = None
+    if args.check:
+        report["valid"] = None
+        try:
+            report["valid"] = is_valid(session, timeout=args.timeout) if session else None
+        except SessionError as error:
+            problem = error
     if args.json:
-        source = "environment" if profile is None else "file"
-        _emit(json.dumps({"profile": profile, "source": source, **_facts(session)}, indent=2))
+        _emit(json.dumps(report, indent=2))
     elif session is not None:
         source = "environment" if profile is None else f'profile "{profile}"'
         _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}")
+        if args.check and problem is None:
+            _emit(f"Valid: {'yes' if report['valid'] else 'no'}")
     _usable(session, profile)
-    return 0
+    if problem is not None:
+        raise problem
+    return 4 if report.get("valid") is False else 0
 
 
 def _profile_list(args: Any, store: SessionStore) -> int:
@@ -1154,8 +1617,7 @@ def _profile_switch(args: Any, store: SessionStore) -> int:
 
 
 def _token(args: Any, store: SessionStore) -> int:
-    auth = get_session(args.profile, store=store).auth
-    _emit(auth.key if isinstance(auth, ApiKey) else auth.access_token)
+    _emit(_secret_of(get_session(args.profile, store=store).auth))
     return 0
 
 
@@ -1180,10 +1642,8 @@ def _exec_environment(session: Session) -> Dict[str, str]:
     others = (*_URL_VARIABLES, *_KEY_VARIABLES, "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE")
     environ = {name: value for name, value in os.environ.items() if name not in others}
     environ["IMMICH_INSTANCE_URL"] = session.server_url
-    if isinstance(session.auth, ApiKey):
-        environ["IMMICH_API_KEY"] = session.auth.key
-    else:
-        environ["IMMICH_ACCESS_TOKEN"] = session.auth.access_token
+    is_key = isinstance(session.auth, ApiKey)
+    environ["IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"] = _secret_of(session.auth)
     return environ
 
 
@@ -1241,6 +1701,11 @@ def _parser() -> Any:
 
 
 def _add_commands(commands: Any) -> None:
+    def seconds(text: str) -> float:
+        if not 0 < float(text) <= 86_400:
+            raise ValueError
+        return float(text)
+
     def command(name: str, run: Any, text: str, group: Any = commands) -> Any:
         parser = group.add_parser(name, help=text, description=text)
         parser.set_defaults(run=run, parser=parser)
@@ -1248,7 +1713,10 @@ def _add_commands(commands: Any) -> None:
 
     login = command("login", _login, "store a session")
     login.add_argument("server", metavar="SERVER", nargs="?", help="its address")
-    login.add_argument("-k", "--api-key", metavar="KEY", help="- reads it from standard input")
+    method = login.add_mutually_exclusive_group()
+    method.add_argument("-k", "--api-key", metavar="KEY", help="- reads it from standard input")
+    method.add_argument("-e", "--email", help="log in with a password")
+    login.add_argument("-p", "--password", help="- reads it from standard input")
     login.add_argument("-n", "--name", help="a name for the API key")
     login.add_argument(
         "-H",
@@ -1278,6 +1746,11 @@ def _add_commands(commands: Any) -> None:
     command("current", _profile_current, "print the name of the current profile", actions)
     switch = command("switch", _profile_switch, "make another profile current", actions)
     switch.add_argument("name", metavar="NAME")
+    status.add_argument("--check", action="store_true", help="ask the server too")
+    for parser in (login, logout, status):
+        parser.add_argument(
+            "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for each request"
+        )
     for parser in (status, listing):
         parser.add_argument("--json", action="store_true", help="for programs")
 
