@@ -290,24 +290,20 @@ def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
 
 
 # Three base64url segments without padding, of which the last one may be empty (RFC 7515 §3.1).
-# No segment has a length of 1 modulo 4: such a one encodes nothing.
-_SEGMENT = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?"
-_JWT = re.compile(rf"(?!\.){_SEGMENT}\.({_SEGMENT})\.{_SEGMENT}")
+_JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
 
 
 def _jwt_expiry(token: str) -> Optional[float]:
     """Return the ``exp`` claim in seconds since the epoch, or None if *token* is no JWT with one."""
     match = _JWT.fullmatch(token)
-    if not match:
+    if not match or 1 in {len(segment) % 4 for segment in match.groups()}:  # encodes nothing
         return None
     try:
-        claims = _decode(base64.urlsafe_b64decode(match[1] + "=="))
+        claims = _decode(base64.urlsafe_b64decode(match[2] + "=="))
     except InvalidSessionError:
         return None
-    if not isinstance(claims, tuple):
-        return None
-    values = [value for name, value in claims if name == "exp"]
-    return values[-1] if values and all(type(value) is float for value in values) else None
+    values = [value for name, value in claims if name == "exp"] if type(claims) is tuple else []
+    return values[-1] if values and {type(value) for value in values} == {float} else None
 
 
 def is_jwt_expired(token: str, leeway: float = 60) -> bool:
@@ -1029,7 +1025,7 @@ def _opener(sockets: List[Any], late: Any) -> Any:
     """
     import urllib.request
 
-    class Watching(urllib.request.AbstractHTTPHandler):
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
             class Connection(http_class):  # type: ignore[misc]
                 def connect(self) -> None:
@@ -1040,15 +1036,9 @@ def _opener(sockets: List[Any], late: Any) -> Any:
 
             return super().do_open(Connection, *args, **options)
 
-    class HTTP(Watching, urllib.request.HTTPHandler):
-        pass
-
-    class HTTPS(Watching, urllib.request.HTTPSHandler):
-        pass
-
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(), HTTP(), HTTPS()):
-        opener.add_handler(handler)
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(Handler())
     return opener
 
 
@@ -1424,7 +1414,7 @@ def _store_session(args: Any, store: SessionStore, session: Session, profile: st
 
 def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Optional[Session]]:
     """Return the server to log in to, and the session that is renewed if none was named."""
-    url = _normalised_url(args.server, "SERVER") if args.server else _environment_url(os.environ)
+    url = _normalised_url(args.SERVER, "SERVER") if args.SERVER else _environment_url(os.environ)
     if url is not None:
         return url, None
     session = store.load(profile)
@@ -1438,6 +1428,8 @@ def _login(args: Any, store: SessionStore) -> int:
     url, old = _login_server(args, store, profile)
     if args.email is None and args.api_key is None and isinstance(old and old.auth, Jwt):
         args.email = getattr(old and old.auth, "email", None)
+    if args.email is not None and args.api_key is not None:
+        args.parser.error("-k and -e do not go together")
     if args.email is None and args.password is not None:
         args.parser.error("-p goes with -e")
     if args.email is not None and (args.name is not None or args.no_verify):
@@ -1448,9 +1440,9 @@ def _login(args: Any, store: SessionStore) -> int:
     try:
         session = _new_session(args, store, url, headers, profile)
     except ServerUnreachableError as error:
-        if args.server is None or "://" in args.server:
+        if args.SERVER is None or "://" in args.SERVER:
             raise
-        hint = f"if the server has no https, write http://{args.server}"
+        hint = f"if the server has no https, write http://{args.SERVER}"
         raise ServerUnreachableError(f"{error}; {hint}") from None
     return _store_session(args, store, session, profile)
 
@@ -1476,6 +1468,8 @@ def _new_session(
 
 
 def _logout(args: Any, store: SessionStore) -> int:
+    if args.all and args.profile is not None:
+        args.parser.error("--all and -P do not go together")
     statuses = [0]
     for profile in store._profile_names() if args.all else [_settled_profile(args, store)]:
         try:
@@ -1605,7 +1599,7 @@ def _profile_current(args: Any, store: SessionStore) -> int:
 
 
 def _profile_switch(args: Any, store: SessionStore) -> int:
-    profile = _checked_profile(args.name)
+    profile = _checked_profile(args.NAME)
     profiles = store.list_profiles()
     if profile not in profiles:
         others = ", ".join(profiles) or "none"
@@ -1622,7 +1616,7 @@ def _token(args: Any, store: SessionStore) -> int:
 
 
 def _exec(args: Any, store: SessionStore) -> int:
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    command = args.COMMAND[1:] if args.COMMAND[:1] == ["--"] else args.COMMAND
     if not command:
         args.parser.error("name the COMMAND to run")
     session, profile = _find_session(args.profile, store)
@@ -1666,7 +1660,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
 
 def _import(args: Any, store: SessionStore) -> int:
     profile = _settled_profile(args, store)
-    path = args.file or os.path.join(store._base(), "auth.yml")
+    path = args.FILE or os.path.join(store._base(), "auth.yml")
     url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
     _check_secret(key, f"{_printable(path)}: key")
     url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
@@ -1674,6 +1668,48 @@ def _import(args: Any, store: SessionStore) -> int:
 
 
 # Command line: its grammar
+
+
+def _seconds(text: str) -> float:
+    if not 0 < float(text) <= 86_400:
+        raise ValueError
+    return float(text)
+
+
+_OPTIONS: Dict[str, Dict[str, Any]] = {
+    "SERVER": {"nargs": "?", "help": "its address; default: the one of the session to renew"},
+    "NAME": {"help": "of a profile that has a session"},
+    "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
+    "COMMAND": {"nargs": "...", "metavar": "-- COMMAND", "help": "and its arguments"},
+    "-P --profile": {"help": "default: the current one"},
+    "-k --api-key": {"metavar": "KEY", "help": "- reads it from standard input"},
+    "-e --email": {"help": "log in with a password, as this user"},
+    "-p --password": {"help": "- reads it from standard input"},
+    "-n --name": {"help": "a name for the API key"},
+    "-H --header": {
+        "action": "append",
+        "default": [],
+        "help": "'NAME: VALUE' for a proxy in front of the server, or @FILE with such lines",
+    },
+    "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
+    "--timeout": {"type": _seconds, "default": 10.0, "metavar": "SECONDS", "help": "per request"},
+    "--all": {"action": "store_true", "help": "every profile"},
+    "--local": {"action": "store_true", "help": "do not ask the server"},
+    "--check": {"action": "store_true", "help": "ask the server too"},
+    "--json": {"action": "store_true", "help": "for programs"},
+}
+_LOGIN = "SERVER|-P --profile|-k --api-key|-e --email|-p --password|-n --name|-H --header"
+_COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str]] = {
+    "login": (_login, "store a session", f"{_LOGIN}|--no-verify|--timeout"),
+    "logout": (_logout, "end and remove a session", "-P --profile|--all|--local|--timeout"),
+    "status": (_status, "tell which session is used", "-P --profile|--check|--json|--timeout"),
+    "profile list": (_profile_list, "list the profiles that have a session", "--json"),
+    "profile current": (_profile_current, "print the current profile", ""),
+    "profile switch": (_profile_switch, "make another profile the current one", "NAME"),
+    "token": (_token, "print the bare secret", "-P --profile"),
+    "exec": (_exec, "run a command with the session in its environment", "-P --profile|COMMAND"),
+    "import": (_import, "store the session of the official CLI", "FILE|-P --profile"),
+}
 
 
 def _parser() -> Any:
@@ -1696,63 +1732,18 @@ def _parser() -> Any:
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("-d", "--config-directory", metavar="DIR", help="not ~/.config/immich")
     parser.set_defaults(run=None, parser=parser)
-    _add_commands(parser.add_subparsers(metavar="COMMAND", prog=_COMMAND))
+    groups = {"": parser.add_subparsers(metavar="COMMAND", prog=_COMMAND)}
+    for name, (run, text, options) in _COMMANDS.items():
+        group, _, verb = name.rpartition(" ")
+        if group not in groups:
+            command = groups[""].add_parser(group, help="list and switch profiles")
+            command.set_defaults(parser=command)
+            groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{_COMMAND} {group}")
+        command = groups[group].add_parser(verb, help=text, description=text)
+        command.set_defaults(run=run, parser=command)
+        for option in filter(None, options.split("|")):
+            command.add_argument(*option.split(), **_OPTIONS[option])
     return parser
-
-
-def _add_commands(commands: Any) -> None:
-    def seconds(text: str) -> float:
-        if not 0 < float(text) <= 86_400:
-            raise ValueError
-        return float(text)
-
-    def command(name: str, run: Any, text: str, group: Any = commands) -> Any:
-        parser = group.add_parser(name, help=text, description=text)
-        parser.set_defaults(run=run, parser=parser)
-        return parser
-
-    login = command("login", _login, "store a session")
-    login.add_argument("server", metavar="SERVER", nargs="?", help="its address")
-    method = login.add_mutually_exclusive_group()
-    method.add_argument("-k", "--api-key", metavar="KEY", help="- reads it from standard input")
-    method.add_argument("-e", "--email", help="log in with a password")
-    login.add_argument("-p", "--password", help="- reads it from standard input")
-    login.add_argument("-n", "--name", help="a name for the API key")
-    login.add_argument(
-        "-H",
-        "--header",
-        metavar="HEADER",
-        action="append",
-        default=[],
-        help="'NAME: VALUE' for a proxy before the server, or @FILE of such lines",
-    )
-    login.add_argument("--no-verify", action="store_true", help="do not ask the server")
-    logout = command("logout", _logout, "remove a session")
-    logout.add_argument("--local", action="store_true", help="do not ask the server")
-    which = logout.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="of every profile")
-    status = command("status", _status, "tell which session is in use")
-    token = command("token", _token, "print the bare secret of the session")
-    execute = command("exec", _exec, "run a command with the session in its environment")
-    execute.add_argument("command", metavar="-- COMMAND", nargs="...", help="and its arguments")
-    load = command("import", _import, "store the session of the official CLI")
-    load.add_argument("file", metavar="FILE", nargs="?", help="default: its auth.yml")
-    for parser in (login, which, status, token, execute, load):
-        parser.add_argument("-P", "--profile", help="default: the current one")
-
-    profile = command("profile", None, "list, name or switch profiles")
-    actions = profile.add_subparsers(metavar="COMMAND", prog=profile.prog)
-    listing = command("list", _profile_list, "list the profiles that have a session", actions)
-    command("current", _profile_current, "print the name of the current profile", actions)
-    switch = command("switch", _profile_switch, "make another profile current", actions)
-    switch.add_argument("name", metavar="NAME")
-    status.add_argument("--check", action="store_true", help="ask the server too")
-    for parser in (login, logout, status):
-        parser.add_argument(
-            "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for each request"
-        )
-    for parser in (status, listing):
-        parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _parse(argv: Optional[Sequence[str]]) -> Any:
