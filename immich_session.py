@@ -139,8 +139,13 @@ def _printable(text: str) -> str:
 
 def _shown_url(url: str) -> str:
     """Return *url* without what may be secret in it: user name, password, query, fragment."""
-    url = re.sub(r"[?#].*", "?***", url, flags=re.DOTALL)
-    return re.sub(r"^(.*?://)?.*@", r"\1***@", url, flags=re.DOTALL)
+    scheme, found, rest = url.partition("://")
+    if scheme.lower() not in ("http", "https"):
+        scheme, found, rest = "", "", url
+    shown = re.split("[?#]", rest)[0]
+    if "@" in rest:  # with both, nobody can tell which part is which
+        shown = f"***@{rest.rpartition('@')[2]}" if shown == rest else ""
+    return f"{scheme}{found}{shown}" + ("" if len(shown) == len(rest) or "@" in shown else "***")
 
 
 def _is_profile_name(name: str) -> bool:
@@ -400,7 +405,8 @@ class Session:
         }
         if self.extra_headers:
             top["headers"] = self.extra_headers
-        text = json.dumps(top, indent=2, ensure_ascii=False)
+        # What JSON does not know becomes a list, which is no string, and is refused by its name.
+        text = json.dumps(top, indent=2, ensure_ascii=False, default=lambda _: [])
         Session.from_json(text)
         return text
 
@@ -450,7 +456,7 @@ class Session:
             facts = {"Email": self.auth.email, "User ID": self.auth.user_id}
             method = "access token"
         else:
-            facts = {"API Key": "<unnamed>" if self.auth.name is None else self.auth.name}
+            facts = {"API Key": self.auth.name or "<unnamed>"}
             method = "API key"
         facts.update(Server=_shown_url(self.server_url), Created=self.created_at, Auth=method)
         return "\n".join(f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact)
@@ -478,6 +484,14 @@ def _auth_from_members(method: str, members: Mapping[str, object]) -> AuthMethod
 
 def _os_problem(path: str, what: str, error: OSError) -> str:
     return f"{_printable(path)}: {what}: {error.strerror or type(error).__name__}"
+
+
+def _checked_path(path: str) -> str:
+    """Refuse a path that is none here, for which the system has no error of its own."""
+    with contextlib.suppress(UnicodeEncodeError):
+        if path and b"\0" not in os.fsencode(path):
+            return path
+    raise SessionError(f"{ascii(path)}: there can be no such path on this system")
 
 
 def _check_size(size: int, path: str) -> None:
@@ -624,14 +638,24 @@ def _remove_file(path: str) -> None:
         _sweep(victim, -math.inf)
         try:
             os.unlink(victim)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+            _sync_directory(os.path.dirname(victim))
         except OSError as error:
-            raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
-        _sync_directory(os.path.dirname(victim))
+            if os.path.lexists(victim):
+                raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
 
 
 # The store
+
+
+def _home() -> str:
+    if "HOME" in os.environ:
+        return os.environ["HOME"]
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except (ImportError, KeyError):  # Windows; a user id without an entry
+        return os.path.expanduser("~")
 
 
 class SessionStore:
@@ -644,9 +668,7 @@ class SessionStore:
     """
 
     def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
-        self._base_dir = None if base_dir is None else os.fspath(base_dir)
-        if self._base_dir is not None and (not self._base_dir or "\0" in self._base_dir):
-            raise SessionError("the configuration directory is no path: it is empty or has a NUL")
+        self._base_dir = None if base_dir is None else _checked_path(os.fspath(base_dir))
 
     def __repr__(self) -> str:
         return f"SessionStore({self._base_dir!r})"
@@ -655,18 +677,14 @@ class SessionStore:
         base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
         if base:
             return base
-        home = os.environ.get("HOME")
-        if home is None:
-            home = os.path.expanduser("~")  # the passwd entry's, or "~" itself
-        if not os.path.isabs(home):
-            raise SessionError(
-                "there is no home directory to keep sessions in: "
-                "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
-            )
-        return os.path.join(home, ".config", "immich")
+        home = _home()
+        if os.path.isabs(home):
+            return os.path.join(home, ".config", "immich")
+        variables = "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
+        raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
     def _path(self, *parts: str) -> str:
-        return os.path.join(self._base(), *parts)
+        return _checked_path(os.path.join(self._base(), *parts))
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
         name = self.get_current_profile() if profile is None else _checked_profile(profile)
@@ -674,7 +692,7 @@ class SessionStore:
 
     def base_config_dir(self) -> Path:
         """Return the configuration directory; make it if needed."""
-        base = self._base()
+        base = self._path()
         _make_directory(base)
         return Path(base)
 
@@ -795,12 +813,12 @@ def _text_file(path: str, source: str) -> str:
     """Return the text of a file that has to be there; *source* says who named it."""
     problem = f"{_printable(path)}: there is no such file"
     try:
-        data = _read_file(path)
+        data = _read_file(_checked_path(path))
         if data is not None:
             return data.decode("utf-8")
     except UnicodeDecodeError:
         problem = f"{_printable(path)}: it is not UTF-8 text"
-    except InvalidSessionError as error:
+    except SessionError as error:
         problem = str(error)
     raise SessionError(f"{source}: {problem}")
 
@@ -833,9 +851,12 @@ def _usable(session: Optional[Session], profile: Optional[str]) -> Session:
     """Return the session; raise NotLoggedInError if there is none or it is expired."""
     if session is not None and not session.is_expired():
         return session
+    import shlex
+
+    name = None if profile is None else shlex.quote(profile)
     problem = "is not logged in" if session is None else "has a session that is expired"
     raise NotLoggedInError(
-        f'profile "{profile}" {problem}: run "{_COMMAND} login SERVER -P {profile}", or set '
+        f'profile "{profile}" {problem}: run "{_COMMAND} login SERVER -P {name}", or set '
         "IMMICH_INSTANCE_URL and IMMICH_API_KEY",
         profile,
     )
@@ -1233,7 +1254,9 @@ def _yaml_string(text: str) -> Optional[str]:
             return str(_decode(quoted[1]))  # a JSON string is a YAML one
         return None
     plain = re.split(r"\s#", text)[0].rstrip()
-    if plain[0] in "#[]{},>|*&!%@`?\"'-" or re.search(r":(\s|$)", plain):
+    if re.match(r"[]#[{},>|*&!%@`?\"'-]|(~|null|Null|NULL)$", plain) or re.search(
+        r":(\s|$)", plain
+    ):
         return None
     return plain
 
@@ -1267,39 +1290,39 @@ def _silence(stream: Any) -> None:
         os.close(null)
 
 
-def _say(message: object) -> None:
-    """Tell a person something on standard error, if there is one."""
-    if sys.stderr is None:  # print() would take None for standard output
-        return
-    try:
-        print(_printable(f"immich_session: {message}"), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        _silence(sys.stderr)
+def _say(message: object, *_: Any, **__: Any) -> None:
+    """Tell a person something on standard error, if there is one (print takes None for stdout)."""
+    prefix = "immich_session: warning" if isinstance(message, Warning) else "immich_session"
+    if sys.stderr is not None:
+        try:
+            print(_printable(f"{prefix}: {message}"), file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            _silence(sys.stderr)
 
 
-def _emit(data: str) -> None:
-    """Write data to standard output; a reader that left early has read enough."""
-    if sys.stdout is None:
-        raise SessionError("standard output: it is closed")
+def _emit(data: str, errors: str = "strict") -> None:
+    """Write data to standard output; a reader that left early has read enough.
+
+    With *errors* "backslashreplace", escape what the encoding of standard output lacks.
+    """
+    problem = "it is closed"
     try:
-        print(data, flush=True)
-        return
+        if sys.stdout is not None:
+            encoding = sys.stdout.encoding or "utf-8"
+            print(data.encode(encoding, errors).decode(encoding), flush=True)
+            return
     except BrokenPipeError:
         _silence(sys.stdout)
         return
     except UnicodeEncodeError:
-        problem = f"its encoding ({sys.stdout.encoding}) lacks a character"
+        problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "it is closed"
+        problem = getattr(error, "strerror", None) or problem
         _silence(sys.stdout)
     raise SessionError(f"standard output: {problem}")
 
 
-def _show_warning(message: Union[Warning, str], *_: Any, **__: Any) -> None:
-    _say(f"warning: {message}")
-
-
-def _exit_status(error: SessionError) -> int:
+def _exit_status(error: Exception) -> int:
     if isinstance(error, ServerUnreachableError):
         return 3
     refused = isinstance(error, ServerError) and error.status in (401, 403)
@@ -1319,9 +1342,9 @@ def _prompt(what: str, flag: str) -> str:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
                 return getpass.getpass(f"{what}: ")
-        except EOFError:
-            problem = "the input ended"
-        except (getpass.GetPassWarning, OSError, UnicodeError):
+        except (EOFError, UnicodeError):
+            problem = "nothing legible was typed"
+        except (getpass.GetPassWarning, OSError):
             pass
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 
@@ -1349,12 +1372,6 @@ def _secret(given: Optional[str], what: str, flag: str) -> str:
         return _from_stdin(what)
     _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
     return given
-
-
-def _key(given: Optional[str]) -> str:
-    key = _secret(given, "API key", "-k").strip()
-    _check_secret(key, "API key")
-    return key
 
 
 def _extra_headers(given: Sequence[str]) -> Dict[str, str]:
@@ -1412,33 +1429,37 @@ def _store_session(args: Any, store: SessionStore, session: Session, profile: st
     return 0
 
 
-def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Optional[Session]]:
-    """Return the server to log in to, and the session that is renewed if none was named."""
-    url = _normalised_url(args.SERVER, "SERVER") if args.SERVER else _environment_url(os.environ)
+def _renewed(args: Any, store: SessionStore, profile: str) -> Session:
+    """Return the session that says what flags that are left out mean, and the server."""
+    url = (
+        _normalised_url(args.SERVER, "SERVER")
+        if args.SERVER is not None
+        else _environment_url(os.environ)
+    )
     if url is not None:
-        return url, None
+        return Session(url, ApiKey(""), "")
     session = store.load(profile)
     if session is None:
         raise SessionError(f'profile "{profile}" has no session to renew: name the SERVER')
-    return _normalised_url(session.server_url), session
+    return dataclasses.replace(session, server_url=_normalised_url(session.server_url))
 
 
 def _login(args: Any, store: SessionStore) -> int:
     profile = _settled_profile(args, store)
-    url, old = _login_server(args, store, profile)
-    if args.email is None and args.api_key is None and isinstance(old and old.auth, Jwt):
-        args.email = getattr(old and old.auth, "email", None)
+    old = _renewed(args, store, profile)
+    if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
+        args.email = old.auth.email
     if args.email is not None and args.api_key is not None:
         args.parser.error("-k and -e do not go together")
     if args.email is None and args.password is not None:
         args.parser.error("-p goes with -e")
     if args.email is not None and (args.name is not None or args.no_verify):
         args.parser.error("-n and --no-verify do not go with a password login")
-    if args.name is None:
-        args.name = getattr(old and old.auth, "name", None)
-    headers = _extra_headers(args.header) or (old.extra_headers if old else {})
+    if args.name is None and isinstance(old.auth, ApiKey):
+        args.name = old.auth.name
+    headers = _extra_headers(args.header) or old.extra_headers
     try:
-        session = _new_session(args, store, url, headers, profile)
+        session = _new_session(args, store, profile, old.server_url, headers)
     except ServerUnreachableError as error:
         if args.SERVER is None or "://" in args.SERVER:
             raise
@@ -1448,30 +1469,38 @@ def _login(args: Any, store: SessionStore) -> int:
 
 
 def _new_session(
-    args: Any, store: SessionStore, url: str, headers: Mapping[str, str], profile: str
+    args: Any, store: SessionStore, profile: str, url: str, headers: Mapping[str, str]
 ) -> Session:
     """Ask for the secret, then the server for a session."""
+    if args.email is not None:
+        secret = _secret(args.password, "password", "-p")
+    else:
+        secret = _secret(args.api_key, "API key", "-k").strip()
+        _check_secret(secret, "API key")
+    store.config_dir(profile)  # before the server gives out a token that could then get lost
     options: Any = {"extra_headers": headers, "timeout": args.timeout}
     if args.email is not None:
-        password = _secret(args.password, "password", "-p")
-        store.config_dir(profile)  # now, because the token of a login that fails later is lost
-        return login_password(url, args.email, password, **options)
-    key = _key(args.api_key)
+        return login_password(url, args.email, secret, **options)
     if args.no_verify:
-        return Session.create(_with_api(url), ApiKey(key, args.name), headers)
-    store.config_dir(profile)
-    session = login_api_key(url, key, args.name or "", **options)
+        return Session.create(_with_api(url), ApiKey(secret, args.name), headers)
+    session = login_api_key(url, secret, args.name or "", **options)
     name, permissions = _key_details(session, args.timeout)
     if permissions and "all" not in permissions:
         _say(f"the key has these permissions only: {', '.join(permissions)}")
-    return dataclasses.replace(session, auth=ApiKey(key, name if args.name is None else args.name))
+    return dataclasses.replace(session, auth=ApiKey(secret, args.name or name))
 
 
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all and args.profile is not None:
         args.parser.error("--all and -P do not go together")
+    profiles = [] if args.all else [_settled_profile(args, store)]
+    if args.all:
+        names = store._profile_names()
+        profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
+        if not profiles:
+            _say("there is no profile to log out of")
     statuses = [0]
-    for profile in store._profile_names() if args.all else [_settled_profile(args, store)]:
+    for profile in profiles:
         try:
             statuses.append(_log_out_of(profile, store, args))
         except SessionError as error:  # and go on with the others
@@ -1553,7 +1582,7 @@ def _status(args: Any, store: SessionStore) -> int:
         _emit(json.dumps(report, indent=2))
     elif session is not None:
         source = "environment" if profile is None else f'profile "{profile}"'
-        _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}")
+        _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}", "backslashreplace")
         if args.check and problem is None:
             _emit(f"Valid: {'yes' if report['valid'] else 'no'}")
     _usable(session, profile)
@@ -1572,7 +1601,9 @@ def _profile_list(args: Any, store: SessionStore) -> int:
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
-        _emit("\n".join(map(_row_for_people, rows)))
+        _emit("\n".join(map(_row_for_people, rows)), "backslashreplace")
+    else:
+        _say("no profile has a session")
     return 0
 
 
@@ -1616,9 +1647,7 @@ def _token(args: Any, store: SessionStore) -> int:
 
 
 def _exec(args: Any, store: SessionStore) -> int:
-    command = args.COMMAND[1:] if args.COMMAND[:1] == ["--"] else args.COMMAND
-    if not command:
-        args.parser.error("name the COMMAND to run")
+    command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
     session, profile = _find_session(args.profile, store)
     environ = _exec_environment(_usable(session, profile))
     if profile is not None:
@@ -1643,24 +1672,31 @@ def _exec_environment(session: Session) -> Dict[str, str]:
 
 def _become(command: List[str], environ: Dict[str, str]) -> int:
     """Run a command in place of this process; return only if that is not possible."""
+    import signal
+
+    if os.name != "posix":
+        import subprocess
+
+        return subprocess.run(command, env=environ).returncode
+    # Python ignores these signals, and a command would inherit that.
+    ignored = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in ignored}
     try:
-        if os.name != "posix":
-            import subprocess
-
-            return subprocess.run(command, env=environ).returncode
-        import signal
-
-        for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them; a command would inherit that
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
         os.execvpe(command[0], command, environ)
-    except OSError as error:
-        _say(_os_problem(command[0], "it cannot be run", error))
-        return 127 if isinstance(error, FileNotFoundError) else 126
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "it is no command"
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    _say(f"{command[0]}: it cannot be run: {problem}")
+    places = [""] if os.sep in command[0] else os.get_exec_path(environ)
+    found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
+    return 126 if found and command[0] else 127
 
 
 def _import(args: Any, store: SessionStore) -> int:
     profile = _settled_profile(args, store)
-    path = args.FILE or os.path.join(store._base(), "auth.yml")
+    path = store._path("auth.yml") if args.FILE is None else args.FILE
     url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
     _check_secret(key, f"{_printable(path)}: key")
     url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
@@ -1680,7 +1716,7 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "SERVER": {"nargs": "?", "help": "its address; default: the one of the session to renew"},
     "NAME": {"help": "of a profile that has a session"},
     "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
-    "COMMAND": {"nargs": "...", "metavar": "-- COMMAND", "help": "and its arguments"},
+    "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": "and its arguments"},
     "-P --profile": {"help": "default: the current one"},
     "-k --api-key": {"metavar": "KEY", "help": "- reads it from standard input"},
     "-e --email": {"help": "log in with a password, as this user"},
@@ -1764,7 +1800,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _say
         try:
             args = _parse(argv)
             if args.version:
@@ -1777,7 +1813,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         except KeyboardInterrupt:
             _say("interrupted")
             return 130
-        except SessionError as error:
+        except (SessionError, OSError) as error:  # OSError: the working directory is deleted
             _say(error)
             return _exit_status(error)
 
