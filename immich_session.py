@@ -172,10 +172,10 @@ _VISIBLE = r"[!-~]+"
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _RESERVED = r"x-api-key|x-immich-.*|cookie|host|content-.*|transfer-encoding|connection|expect"
 _URL = (
-    r"(?P<scheme>https?)://"
+    r"(?P<origin>(?P<scheme>https?)://(?P<netloc>"
     r"(?P<host>(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])"
-    r"(?::(?P<port>[0-9]{1,5}))?"
-    r"(?:/[!\"$->@-~]*)?"  # visible ASCII but for # and ?
+    r"(?::(?P<port>[0-9]{1,5}))?))"
+    r"(?P<path>/[!\"$->@-~]*)?"  # visible ASCII but for # and ?
 )
 
 
@@ -187,6 +187,11 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     raise InvalidSessionError(
         f"{source}: expected an http(s) URL with a host, and no user name, query or fragment"
     )
+
+
+def _origin(url: str) -> re.Match[str]:
+    """Match a URL that a server named, whose query is none of our business."""
+    return _checked_url(re.split("[?#]", url)[0])
 
 
 def _normalised_url(typed: str, source: str = "server_url") -> str:
@@ -904,7 +909,7 @@ class _Client:
         """Return what a server said as it may be shown: no secret of ours, no controls, short."""
         for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
-        return _printable(text[:200])
+        return _printable(text[:200])[:200]
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
@@ -988,7 +993,7 @@ class _Client:
 
         with contextlib.suppress(ValueError):
             target = urllib.parse.urljoin(url, reference)
-            old, new = (_checked_url(re.sub(r"[?#].*", "", each)) for each in (url, target))
+            old, new = (_origin(each) for each in (url, target))
             ports = [int(m["port"] or {"http": 80, "https": 443}[m["scheme"]]) for m in (old, new)]
             if (
                 old["host"].lower() == new["host"].lower()
@@ -1021,7 +1026,9 @@ def _exchange(request: Any, timeout: float) -> Any:
             with opener.open(request, timeout=timeout) as response:
                 body = response.read(_FILE_LIMIT + 1)
                 length = response.headers.get("Content-Length", "")
-                if re.fullmatch("[0-9]{1,9}", length) and len(body) < min(int(length), _FILE_LIMIT):
+                if re.fullmatch("[0-9]{1,18}", length) and len(body) < min(
+                    int(length), _FILE_LIMIT
+                ):
                     raise EOFError
                 outcome.append((response.status, response.headers, body))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
@@ -1068,8 +1075,10 @@ def _unreachable_because(error: Exception) -> str:
     import http.client
     import socket
     import ssl
+    import urllib.error
 
-    error = getattr(error, "reason", error) if isinstance(error, OSError) else error
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        error = error.reason
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return "there is no server of that name (it does not resolve)"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -1089,9 +1098,9 @@ def _where(url: str) -> str:
     """Return the URL as the subject of an error; it names the proxy, if one is in use."""
     import urllib.request
 
-    match = _checked_url(re.sub(r"[?#].*", "", url))
+    match = _origin(url)
     proxy = urllib.request.getproxies().get(match["scheme"])
-    if not proxy or urllib.request.proxy_bypass(match["host"]):
+    if not proxy or urllib.request.proxy_bypass(match["netloc"]):
         return _shown_url(url)
     return f"{_shown_url(url)} (through the proxy {_printable(_shown_url(proxy))})"
 
@@ -1108,13 +1117,14 @@ def _resolve(client: _Client, server_url: str) -> str:
         target = client.follow(target, answer.location, answer.status)
     else:
         raise ServerError(f"{_where(url)}: it redirects without end", answer.status)
-    if target.endswith(_WELL_KNOWN):
-        url = target[: -len(_WELL_KNOWN)]
     if answer.status == 404 or answer.members is None:
-        return _with_api(url)
+        place, _, path = target.rpartition(_WELL_KNOWN)
+        if path or not place:  # a redirect led elsewhere on the server: only its origin counts
+            place = _origin(target)["origin"] + (_origin(url)["path"] or "")
+        return _with_api(place)
     api = answer.members.get("api")
     endpoint = dict(api).get("endpoint") if isinstance(api, tuple) else None
-    if answer.status != 200 or not isinstance(endpoint, str):
+    if answer.status != 200 or not isinstance(endpoint, str) or re.search("[?#]", endpoint):
         raise client.refused(url, _WELL_KNOWN, answer)
     return _normalised_url(client.follow(target, endpoint, answer.status))
 
@@ -1238,7 +1248,10 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     if isinstance(session.auth, ApiKey):
         return False
     client, base = _session_client(session, timeout), session.server_url.rstrip("/")
-    return client.call(base, "/auth/logout", session.headers(), accept=(401,)).status != 401
+    answer = client.call(base, "/auth/logout", session.headers(), accept=(401,))
+    if answer.status != 401 and (answer.members or {}).get("successful") is not True:
+        raise client.refused(base, "/auth/logout", answer)
+    return answer.status != 401
 
 
 # The official CLI's auth.yml
