@@ -28,7 +28,6 @@ import base64
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 import stat
@@ -640,7 +639,7 @@ def _replace(path: str, data: bytes) -> None:
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
     for victim in (_link_target(path), path):
-        _sweep(victim, -math.inf)
+        _sweep(victim, float("-inf"))
         try:
             os.unlink(victim)
             _sync_directory(os.path.dirname(victim))
