@@ -168,7 +168,7 @@ def _checked_profile(name: str, source: str = "profile") -> str:
 
 
 _VISIBLE = r"[!-~]+"
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
+_FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _RESERVED = r"x-api-key|x-immich-.*|cookie|host|content-.*|transfer-encoding|connection|expect"
 _URL = (
     r"(?P<origin>(?P<scheme>https?)://(?P<netloc>"
@@ -217,7 +217,7 @@ def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
         problem = ""
-        if not re.fullmatch(_TOKEN, name):  # not echoed: without its colon, it holds the value
+        if not re.fullmatch(_FIELD_NAME, name):  # not echoed: without its colon, it holds the value
             raise InvalidSessionError("headers: there is a name that HTTP does not allow")
         if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
@@ -303,7 +303,7 @@ _JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
 
 
 def _jwt_expiry(token: str) -> Optional[float]:
-    """Return the ``exp`` claim in seconds since the epoch, or None if *token* is no JWT with one."""
+    """Return the ``exp`` claim (seconds since the epoch), None for what is no JWT with one."""
     match = _JWT.fullmatch(token)
     if not match or 1 in {len(segment) % 4 for segment in match.groups()}:  # encodes nothing
         return None
@@ -495,7 +495,7 @@ def _checked_path(path: str) -> str:
     with contextlib.suppress(UnicodeEncodeError):
         if path and b"\0" not in os.fsencode(path):
             return path
-    raise SessionError(f"{ascii(path)}: there can be no such path on this system")
+    raise SessionError(f"{path!a}: there can be no such path on this system")
 
 
 def _check_size(size: int, path: str) -> None:
@@ -671,7 +671,7 @@ class SessionStore:
     InvalidProfileError and InvalidSessionError (a broken config.json).
     """
 
-    def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
+    def __init__(self, base_dir: Union[str, os.PathLike[str], None] = None) -> None:
         self._base_dir = None if base_dir is None else _checked_path(os.fspath(base_dir))
 
     def __repr__(self) -> str:
@@ -944,14 +944,20 @@ class _Client:
         headers: Mapping[str, str],
         body: Optional[bytes] = None,
         accept: Sequence[int] = (),
+        yes: str = "",
     ) -> _Answer:
-        """POST to Immich; return a JSON object, or a refusal of its own with a status to *accept*."""
+        """POST to Immich and return its answer: an object whose member *yes* is true, if given.
+
+        A refusal of Immich's own, with a status to *accept*, is returned as well.
+        """
         answer = self.request("POST", base + path, headers, body)
-        if answer.status in (200, 201) and answer.members is not None:
-            return answer
         if answer.status in accept and answer.is_refusal_of_immich():
             return answer
-        raise self.refused(base, path, answer)
+        if answer.status not in (200, 201) or answer.members is None:
+            raise self.refused(base, path, answer)
+        if yes and answer.members.get(yes) is not True:
+            raise self.refused(base, path, answer)
+        return answer
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
         """Return the error that says what an answer means that is not what was asked for."""
@@ -1207,13 +1213,10 @@ def _session_client(session: Session, timeout: float) -> _Client:
 
 
 def _validate(client: _Client, session: Session) -> _Answer:
-    """Return the answer to "who is this?": 200, or the refusal that says what the secret is worth."""
+    """Ask what the secret is worth: the answer is a 200, or a refusal that tells it."""
     accept = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
     base = session.server_url.rstrip("/")
-    answer = client.call(base, _VALIDATE, session.headers(), accept=accept)
-    if answer.status < 300 and (answer.members or {}).get("authStatus") is not True:
-        raise client.refused(base, _VALIDATE, answer)
-    return answer
+    return client.call(base, _VALIDATE, session.headers(), accept=accept, yes="authStatus")
 
 
 def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
@@ -1247,9 +1250,7 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     if isinstance(session.auth, ApiKey):
         return False
     client, base = _session_client(session, timeout), session.server_url.rstrip("/")
-    answer = client.call(base, "/auth/logout", session.headers(), accept=(401,))
-    if answer.status != 401 and (answer.members or {}).get("successful") is not True:
-        raise client.refused(base, "/auth/logout", answer)
+    answer = client.call(base, "/auth/logout", session.headers(), accept=(401,), yes="successful")
     return answer.status != 401
 
 
@@ -1636,7 +1637,7 @@ def _row_for_people(row: Dict[str, object]) -> str:
     return _printable(f"{mark} {row['name']}  {facts}") + ("  expired" if row["expired"] else "")
 
 
-def _profile_current(args: Any, store: SessionStore) -> int:
+def _profile_current(_: Any, store: SessionStore) -> int:
     _emit(store.get_current_profile())
     return 0
 
@@ -1689,7 +1690,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
     if os.name != "posix":
         import subprocess
 
-        return subprocess.run(command, env=environ).returncode
+        return subprocess.run(command, env=environ, check=False).returncode  # noqa: S603
     # Python ignores these signals, and a command would inherit that.
     ignored = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in ignored}
@@ -1767,7 +1768,7 @@ def _parser() -> Any:
         def __init__(self, **options: Any) -> None:
             super().__init__(allow_abbrev=False, **options)
 
-        def print_help(self, file: Any = None) -> None:
+        def print_help(self, _: Any = None) -> None:
             _emit(self.format_help().rstrip())
 
         def error(self, message: str) -> NoReturn:
