@@ -902,11 +902,12 @@ class _Client:
         self.extra_headers = dict(extra_headers)
         self.timeout = timeout
         values = list(extra_headers.values())
-        self.secrets = [*secrets, *values, *(value.split(" ")[-1] for value in values)]
+        whole = {*secrets, *values, *(value.split(" ")[-1] for value in values)} - {""}
+        self.secrets = sorted(whole | {json.dumps(each)[1:-1] for each in whole}, key=len)
 
     def told(self, text: str) -> str:
         """Return what a server said as it may be shown: no secret of ours, no controls, short."""
-        for secret in filter(None, self.secrets):
+        for secret in reversed(self.secrets):  # one may be a part of another
             text = text.replace(secret, "***")
         return _printable(text[:200])[:200]
 
