@@ -37,19 +37,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    List,
-    Mapping,
-    NamedTuple,
-    NoReturn,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 __version__ = "1.0.0"
 
@@ -275,10 +263,6 @@ def _members(value: object, where: str = "") -> Dict[str, object]:
     return dict(value)
 
 
-def _decode_members(text: Union[str, bytes]) -> Dict[str, object]:
-    return _members(_decode(text))
-
-
 def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
     """Decode what a file holds; let an error name the file as well as the member."""
     try:
@@ -296,7 +280,6 @@ def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
 
 
 # JWT
-
 
 # Three base64url segments without padding, of which the last one may be empty (RFC 7515 §3.1).
 _JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
@@ -381,7 +364,7 @@ class Session:
 
         Raise InvalidSessionError, which names the member and never its value.
         """
-        top = _decode_members(text)
+        top = _members(_decode(text))
         auth = _members(top.get("auth"), "auth: ")
         method = _string(auth, "type", "auth.")
         if method not in ("jwt", "api_key"):
@@ -553,16 +536,13 @@ def _make_directory(path: str) -> None:
     if os.path.isdir(path):
         return
     for directory in (*map(str, reversed(Path(path).parents)), path):
-        if os.path.isdir(directory):
-            continue
         try:
             os.mkdir(directory, 0o700)
         except OSError as error:
-            if os.path.isdir(directory):  # another process was faster
+            if os.path.isdir(directory):  # it was there, or another process was faster
                 continue
-            raise SessionError(
-                _os_problem(directory, "the directory cannot be made", error)
-            ) from error
+            problem = _os_problem(directory, "the directory cannot be made", error)
+            raise SessionError(problem) from error
         with contextlib.suppress(OSError):  # the umask may have taken our own rights away
             os.chmod(directory, 0o700)
         _sync_directory(os.path.dirname(directory))
@@ -600,11 +580,12 @@ def _sweep(path: str, age: float) -> None:
 
 
 def _write_file(path: str, data: bytes) -> None:
-    """Replace a file as a whole or not at all, durably, with mode 0600; follow links.
+    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory.
 
     Raise SessionError if the system refuses; no temporary is left then.
     """
     _check_size(len(data), path)
+    _make_directory(os.path.dirname(path))
     target = _link_target(path)
     _sweep(target, _STALE)
     try:
@@ -652,14 +633,18 @@ def _remove_file(path: str) -> None:
 
 
 def _home() -> str:
-    if "HOME" in os.environ:
-        return os.environ["HOME"]
-    try:
-        import pwd
+    home = os.environ.get("HOME")
+    if home is None:
+        try:
+            import pwd
 
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except (ImportError, KeyError):  # Windows; a user id without an entry
-        return os.path.expanduser("~")
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except (ImportError, KeyError):  # Windows; a user id without an entry
+            home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        return home
+    variables = "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
+    raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
 
 class SessionStore:
@@ -677,18 +662,10 @@ class SessionStore:
     def __repr__(self) -> str:
         return f"SessionStore({self._base_dir!r})"
 
-    def _base(self) -> str:
-        base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
-        if base:
-            return base
-        home = _home()
-        if os.path.isabs(home):
-            return os.path.join(home, ".config", "immich")
-        variables = "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
-        raise SessionError(f"there is no home directory to keep sessions in: {variables}")
-
     def _path(self, *parts: str) -> str:
-        return _checked_path(os.path.join(self._base(), *parts))
+        base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
+        base = base or os.path.join(_home(), ".config", "immich")
+        return _checked_path(os.path.join(base, *parts))
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
         name = self.get_current_profile() if profile is None else _checked_profile(profile)
@@ -713,24 +690,21 @@ class SessionStore:
             return _checked_profile(name, "IMMICH_PROFILE")
         path = self._path("config.json")
         data = _read_file(path)
-        members = {} if data is None else _located(path, _decode_members, data)
+        where = f"{_printable(path)}: "
+        members = {} if data is None else _members(_located(path, _decode, data), where)
         if "current_profile" not in members:
             return DEFAULT_PROFILE
-        name = _located(path, lambda members: _string(members, "current_profile"), members)
-        return _checked_profile(name, path)
+        return _checked_profile(_string(members, "current_profile", where), path)
 
     def set_current_profile(self, profile: str) -> None:
         """Write the current profile into config.json; a broken one is replaced."""
-        members: Dict[str, object] = {"current_profile": _checked_profile(profile)}
+        current = {"current_profile": _checked_profile(profile)}
         path = self._path("config.json")
-        text = json.dumps(members, ensure_ascii=False)
+        text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
-            data = _read_file(path)
-            if data is not None:
-                _decode_members(data)
-                members = {**json.loads(data), **members}
-                text = json.dumps(members, ensure_ascii=False, allow_nan=False)
-        self.base_config_dir()
+            data = _read_file(path) or b""
+            _members(_decode(data))
+            text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
         _write_file(path, text.encode("utf-8"))
 
     def _profile_names(self) -> List[str]:
@@ -754,9 +728,7 @@ class SessionStore:
         Raise InvalidSessionError for a session that ``load`` would refuse.
         """
         data = session.to_json().encode("utf-8")
-        path = self._profile_path(profile, "session.json")
-        _make_directory(os.path.dirname(path))
-        _write_file(path, data)
+        _write_file(self._profile_path(profile, "session.json"), data)
 
     def load(self, profile: Optional[str] = None) -> Optional[Session]:
         """Return the session of a profile, None if there is none.
@@ -879,19 +851,25 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 
 _WELL_KNOWN = "/.well-known/immich"
+_VALIDATE = "/auth/validateToken"
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
-class _Answer(NamedTuple):
+@dataclass
+class _Answer:
     """An HTTP answer of any status; *members* are those of a JSON object, None for all else."""
 
     status: int
     location: str
     members: Optional[Dict[str, object]]
 
-    def is_refusal_of_immich(self) -> bool:
-        """Tell Immich's own refusals from those of something in front of it."""
-        return self.members is not None and {"message", "statusCode"} <= self.members.keys()
+    def refusal(self) -> Optional[str]:
+        """Return what Immich itself says against it, None for what something in front of it says."""
+        if self.members is None or not {"message", "statusCode"} <= self.members.keys():
+            return None
+        message = self.members["message"]
+        texts = message if isinstance(message, list) else [message]
+        return "; ".join(text for text in texts if isinstance(text, str))
 
 
 class _Client:
@@ -920,22 +898,19 @@ class _Client:
         """
         import urllib.request
 
-        names = {"User-Agent": f"immich-session/{__version__}"}
-        request = urllib.request.Request(
-            url, body, {**self.extra_headers, **headers, **names}, method=method
-        )
+        headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
+        request = urllib.request.Request(url, body, headers, method=method)
         outcome = _exchange(request, self.timeout)
         if isinstance(outcome, Exception):
             problem = self.told(_unreachable_because(outcome))
             raise ServerUnreachableError(f"{_where(url)}: {problem}")
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
-            raise ServerError(
-                f"{_where(url)}: the answer is larger than {_FILE_LIMIT} bytes", status
-            )
+            problem = f"the answer is larger than {_FILE_LIMIT} bytes"
+            raise ServerError(f"{_where(url)}: {problem}", status)
         members = None
         with contextlib.suppress(InvalidSessionError):
-            members = _decode_members(content)
+            members = _members(_decode(content))
         return _Answer(status, fields.get("Location", ""), members)
 
     def call(
@@ -952,17 +927,16 @@ class _Client:
         A refusal of Immich's own, with a status to *accept*, is returned as well.
         """
         answer = self.request("POST", base + path, headers, body)
-        if answer.status in accept and answer.is_refusal_of_immich():
+        if answer.status in accept and answer.refusal() is not None:
             return answer
-        if answer.status not in (200, 201) or answer.members is None:
-            raise self.refused(base, path, answer)
-        if yes and answer.members.get(yes) is not True:
-            raise self.refused(base, path, answer)
-        return answer
+        if answer.status in (200, 201) and answer.members is not None:
+            if not yes or answer.members.get(yes) is True:
+                return answer
+        raise self.refused(base, path, answer)
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
         """Return the error that says what an answer means that is not what was asked for."""
-        status = answer.status
+        status, refusal = answer.status, answer.refusal()
         if status in _REDIRECTS:
             address = answer.location
             address = address[: -len(path)] if address.endswith(path) else address
@@ -971,18 +945,13 @@ class _Client:
             problem = "the server is in maintenance mode: try again later"
         elif status == 404:
             problem = "there is no Immich API (status 404): is this the right address?"
-        elif answer.is_refusal_of_immich():
-            problem = f"the server refused: {self._message(answer)} (status {status})"
+        elif refusal is not None:
+            problem = f"the server refused: {self.told(refusal)} (status {status})"
         elif status < 300:
             problem = "the answer is not Immich's (a web page?): is this the right address?"
         else:
             problem = f"no Immich server, or something in front of it, refused (status {status})"
         return ServerError(f"{_where(base)}: {problem}", status)
-
-    def _message(self, answer: _Answer) -> str:
-        message = answer.members and answer.members["message"]
-        texts = message if isinstance(message, list) else [message]
-        return self.told("; ".join(text for text in texts if isinstance(text, str)))
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
@@ -1031,10 +1000,8 @@ def _exchange(request: Any, timeout: float) -> Any:
         try:
             with opener.open(request, timeout=timeout) as response:
                 body = response.read(_FILE_LIMIT + 1)
-                length = response.headers.get("Content-Length", "")
-                if re.fullmatch("[0-9]{1,18}", length) and len(body) < min(
-                    int(length), _FILE_LIMIT
-                ):
+                length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
+                if length and len(body) < min(int(length[0]), _FILE_LIMIT):
                     raise EOFError
                 outcome.append((response.status, response.headers, body))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
@@ -1175,9 +1142,7 @@ def login_password(
     values = [members.get(name) for name in ("accessToken", "userId", "userEmail")]
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
     if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
-        raise ServerError(
-            f"{_where(base)}: the answer is not Immich's: it lacks a member", answer.status
-        )
+        raise client.refused(base, "/auth/login", answer)
     return Session.create(base, Jwt(token, user_id, user_email), extra_headers)
 
 
@@ -1206,13 +1171,6 @@ def login_api_key(
     return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
 
 
-_VALIDATE = "/auth/validateToken"
-
-
-def _session_client(session: Session, timeout: float) -> _Client:
-    return _Client(session.extra_headers, timeout, _secret_of(session.auth))
-
-
 def _validate(client: _Client, session: Session) -> _Answer:
     """Ask what the secret is worth: the answer is a 200, or a refusal that tells it."""
     accept = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
@@ -1222,7 +1180,7 @@ def _validate(client: _Client, session: Session) -> _Answer:
 
 def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
     """Return name and permissions of an API key, as far as the server tells."""
-    client = _session_client(session, timeout)
+    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
     members: Dict[str, object] = {}
     with contextlib.suppress(ServerError):
         answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
@@ -1239,7 +1197,8 @@ def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
     sent, ServerUnreachableError, and ServerError for any answer but yes and no.
     """
     # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
-    return _validate(_session_client(session, timeout), session).status != 401
+    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
+    return _validate(client, session).status != 401
 
 
 def logout(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1250,7 +1209,8 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     """
     if isinstance(session.auth, ApiKey):
         return False
-    client, base = _session_client(session, timeout), session.server_url.rstrip("/")
+    client = _Client(session.extra_headers, timeout, session.auth.access_token)
+    base = session.server_url.rstrip("/")
     answer = client.call(base, "/auth/logout", session.headers(), accept=(401,), yes="successful")
     return answer.status != 401
 
@@ -1264,8 +1224,8 @@ def _yaml_string(text: str) -> Optional[str]:
     if quoted and quoted[1].startswith("'"):
         return quoted[1][1:-1].replace("''", "'")
     if quoted:
-        with contextlib.suppress(InvalidSessionError):
-            return str(_decode(quoted[1]))  # a JSON string is a YAML one
+        with contextlib.suppress(ValueError):
+            return str(json.loads(quoted[1]))  # a JSON string is a YAML one
         return None
     plain = re.split(r"\s#", text)[0].rstrip()
     if re.match(r"[]#[{},>|*&!%@`?\"'-]|(~|null|Null|NULL)$", plain) or re.search(
