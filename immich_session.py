@@ -222,15 +222,10 @@ def _check_extra_headers(headers: Mapping[str, str]) -> None:
 # JSON: strict where the meaning could differ
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
 # An object becomes a tuple of its (name, value) pairs, so that no member given twice is lost;
-# every number a float, because Python refuses integers of more than 4,300 digits.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant
-)
+# every number a float, because Python refuses integers of more than 4,300 digits; and int()
+# refuses the names NaN and Infinity, which are not JSON.
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=int)
 
 
 def _decode(text: Union[str, bytes]) -> object:
@@ -370,10 +365,15 @@ class Session:
         if method not in ("jwt", "api_key"):
             raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
         members = _members(auth.get(method), f"auth.{method}: ")
+        kind: Callable[..., AuthMethod] = Jwt
+        names = ["access_token", "user_id", "email"]
+        if method == "api_key":
+            kind, names = ApiKey, ["key"] if members.get("name") is None else ["key", "name"]
+        values = [_string(members, name, f"auth.{method}.") for name in names]
         headers = _members(top.get("headers", ()), "headers: ")
         return cls(
             _string(top, "server_url"),
-            _auth_from_members(method, members),
+            kind(*values),
             _string(top, "created_at"),
             {name: _string(headers, name, "headers.") for name in headers},
         )
@@ -422,16 +422,14 @@ class Session:
         _checked_url(self.server_url)
         _check_extra_headers(self.extra_headers)
         headers = dict(self.extra_headers)
-        if isinstance(self.auth, ApiKey):
-            _check_secret(self.auth.key, "auth.api_key.key")
-            headers["x-api-key"] = self.auth.key
-            return headers
-        token = self.auth.access_token
-        _check_secret(token, "auth.jwt.access_token")
-        if "authorization" in (name.lower() for name in headers):
-            headers["x-immich-user-token"] = token
+        secret, is_key = _secret_of(self.auth), isinstance(self.auth, ApiKey)
+        _check_secret(secret, "auth.api_key.key" if is_key else "auth.jwt.access_token")
+        if is_key:
+            headers["x-api-key"] = secret
+        elif "authorization" in (name.lower() for name in headers):
+            headers["x-immich-user-token"] = secret
         else:
-            headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {secret}"
         return headers
 
     def __repr__(self) -> str:
@@ -455,15 +453,6 @@ def _method(auth: AuthMethod) -> str:
 
 def _secret_of(auth: AuthMethod) -> str:
     return auth.key if isinstance(auth, ApiKey) else auth.access_token
-
-
-def _auth_from_members(method: str, members: Mapping[str, object]) -> AuthMethod:
-    def string(name: str) -> str:
-        return _string(members, name, f"auth.{method}.")
-
-    if method == "jwt":
-        return Jwt(string("access_token"), string("user_id"), string("email"))
-    return ApiKey(string("key"), None if members.get("name") is None else string("name"))
 
 
 # Files: one way to read, one to write, one to remove
@@ -767,24 +756,6 @@ def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     return None if variable is None else _normalised_url(environ[variable], variable)
 
 
-def _environment_key(environ: Mapping[str, str]) -> Optional[str]:
-    """Return the key that the environment holds, or whose file it names; None if neither."""
-    variable = next((name for name in _KEY_VARIABLES if name in environ), None)
-    if variable is None:
-        return None
-    if all(name in environ for name in _KEY_VARIABLES):
-        raise SessionError(f"{' and '.join(_KEY_VARIABLES)} are both set: unset one of them")
-    key = environ[variable]
-    if variable == "IMMICH_API_KEY_FILE":
-        variable = f"IMMICH_API_KEY_FILE={_printable(key)}"
-        key = _text_file(key, "IMMICH_API_KEY_FILE")
-    key = key.strip()
-    if not key:
-        raise SessionError(f"{variable}: there is no key in it")
-    _check_secret(key, variable)
-    return key
-
-
 def _text_file(path: str, source: str) -> str:
     """Return the text of a file that has to be there; *source* says who named it."""
     problem = f"{_printable(path)}: there is no such file"
@@ -807,9 +778,20 @@ def session_from_env(environ: Mapping[str, str] = os.environ) -> Optional[Sessio
     that cannot be used.
     """
     url = _environment_url(environ)
+    variables = [name for name in _KEY_VARIABLES if name in environ]
     # Without a URL the key is not looked at: it must not travel to another source's server.
-    key = None if url is None else _environment_key(environ)
-    return None if url is None or key is None else Session(_with_api(url), ApiKey(key), "")
+    if url is None or not variables:
+        return None
+    if len(variables) > 1:
+        raise SessionError(f"{' and '.join(variables)} are both set: unset one of them")
+    source, key = variables[0], environ[variables[0]]
+    if source == "IMMICH_API_KEY_FILE":
+        source, key = f"{source}={_printable(key)}", _text_file(key, source)
+    key = key.strip()
+    if not key:
+        raise SessionError(f"{source}: there is no key in it")
+    _check_secret(key, source)
+    return Session(_with_api(url), ApiKey(key), "")
 
 
 def _find_session(
@@ -864,7 +846,7 @@ class _Answer:
     members: Optional[Dict[str, object]]
 
     def refusal(self) -> Optional[str]:
-        """Return what Immich itself says against it, None for what something in front of it says."""
+        """Return the message of Immich's own error object, None for any other answer."""
         if self.members is None or not {"message", "statusCode"} <= self.members.keys():
             return None
         message = self.members["message"]
@@ -922,16 +904,15 @@ class _Client:
         accept: Sequence[int] = (),
         yes: str = "",
     ) -> _Answer:
-        """POST to Immich and return its answer: an object whose member *yes* is true, if given.
+        """POST to Immich and return its answer, whose member *yes* is true, if one is named.
 
         A refusal of Immich's own, with a status to *accept*, is returned as well.
         """
         answer = self.request("POST", base + path, headers, body)
         if answer.status in accept and answer.refusal() is not None:
             return answer
-        if answer.status in (200, 201) and answer.members is not None:
-            if not yes or answer.members.get(yes) is True:
-                return answer
+        if answer.status in (200, 201) and (not yes or (answer.members or {}).get(yes) is True):
+            return answer
         raise self.refused(base, path, answer)
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
@@ -1310,16 +1291,16 @@ def _prompt(what: str, flag: str) -> str:
     """Ask for a secret on the terminal, hidden."""
     import getpass
 
-    problem = "there is no terminal to ask on"
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
-                return getpass.getpass(f"{what}: ")
-        except (EOFError, UnicodeError):
-            problem = "nothing legible was typed"
-        except (getpass.GetPassWarning, OSError):
-            pass
+    try:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise OSError
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
+            return getpass.getpass(f"{what}: ")
+    except (EOFError, UnicodeError):
+        problem = "nothing legible was typed"
+    except (getpass.GetPassWarning, OSError):
+        problem = "there is no terminal to ask on"
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 
 
@@ -1405,11 +1386,8 @@ def _store_session(args: Any, store: SessionStore, session: Session, profile: st
 
 def _renewed(args: Any, store: SessionStore, profile: str) -> Session:
     """Return the session that says what flags that are left out mean, and the server."""
-    url = (
-        _normalised_url(args.SERVER, "SERVER")
-        if args.SERVER is not None
-        else _environment_url(os.environ)
-    )
+    typed = args.SERVER
+    url = _environment_url(os.environ) if typed is None else _normalised_url(typed, "SERVER")
     if url is not None:
         return Session(url, ApiKey(""), "")
     session = store.load(profile)
@@ -1494,24 +1472,19 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
     except InvalidSessionError as error:
         _say(error)
     if session is not None and not args.local:
-        status = _end_on_server(session, args.timeout)
+        told = "the session had ended on the server already"
+        if isinstance(session.auth, ApiKey):
+            told = "the API key stays valid on the server: remove it there, in the account settings"
+        try:
+            if logout(session, timeout=args.timeout):
+                told = "the session is ended on the server"
+        except SessionError as error:
+            told = f"{error}; the session may live on there"
+            status = _exit_status(error)
+        _say(told)
     store.clear(profile)
     _say(outcome)
     return status
-
-
-def _end_on_server(session: Session, timeout: float) -> int:
-    try:
-        if logout(session, timeout=timeout):
-            _say("the session is ended on the server")
-        elif isinstance(session.auth, ApiKey):
-            _say("the API key stays valid on the server: remove it there, in the account settings")
-        else:
-            _say("the session had ended on the server already")
-        return 0
-    except SessionError as error:
-        _say(f"{error}; the session may live on there")
-        return _exit_status(error)
 
 
 def _facts(session: Optional[Session]) -> Dict[str, object]:
@@ -1536,9 +1509,8 @@ def _expiry(session: Session) -> str:
     if "." not in session.auth.access_token:
         return "expiry known to the server only"
     moment = session.expires_at()
-    return ("expired, " if session.is_expired() else "") + (
-        "time not known" if moment is None else moment.isoformat()
-    )
+    told = "time not known" if moment is None else moment.isoformat()
+    return f"expired, {told}" if session.is_expired() else told
 
 
 def _status(args: Any, store: SessionStore) -> int:
@@ -1571,31 +1543,26 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         current = store.get_current_profile()
     except (InvalidProfileError, InvalidSessionError) as error:
         _say(error)
-    rows = [_row(name, name == current, store) for name in store.list_profiles()]
+    rows, lines = [], []
+    for name in store.list_profiles():
+        session, problem = None, None
+        try:
+            session = store.load(name)
+        except InvalidSessionError as error:
+            problem = str(error)
+        facts = {**_facts(session), "name": name, "current": name == current, "error": problem}
+        order = ("name", "current", "server_url", "method", "expired", "error")
+        rows.append({fact: facts[fact] for fact in order})
+        told = f"broken: {problem}" if problem else "{server_url}  {method}".format(**facts)
+        line = f"{'*' if name == current else ' '} {name}  {told}"
+        lines.append(_printable(line) + ("  expired" if facts["expired"] else ""))
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
-        _emit("\n".join(map(_row_for_people, rows)), "backslashreplace")
+        _emit("\n".join(lines), "backslashreplace")
     else:
         _say("no profile has a session")
     return 0
-
-
-def _row(name: str, current: bool, store: SessionStore) -> Dict[str, object]:
-    session, problem = None, None
-    try:
-        session = store.load(name)
-    except InvalidSessionError as error:
-        problem = str(error)
-    facts = _facts(session)
-    shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
-    return {"name": name, "current": current, **shown, "error": problem}
-
-
-def _row_for_people(row: Dict[str, object]) -> str:
-    mark = "*" if row["current"] else " "
-    facts = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
-    return _printable(f"{mark} {row['name']}  {facts}") + ("  expired" if row["expired"] else "")
 
 
 def _profile_current(_: Any, store: SessionStore) -> int:
@@ -1622,17 +1589,8 @@ def _token(args: Any, store: SessionStore) -> int:
 
 def _exec(args: Any, store: SessionStore) -> int:
     command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
-    session, profile = _find_session(args.profile, store)
-    environ = _exec_environment(_usable(session, profile))
-    if profile is not None:
-        environ["IMMICH_PROFILE"] = profile
-    if args.config_directory is not None:
-        environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
-    return _become(command, environ)
-
-
-def _exec_environment(session: Session) -> Dict[str, str]:
-    """Return our environment with this session in place of any other."""
+    found, profile = _find_session(args.profile, store)
+    session = _usable(found, profile)
     session.headers()  # what could not stand in a header is refused here as well
     if session.extra_headers:
         _say("warning: the extra headers of this session do not reach the command")
@@ -1641,7 +1599,11 @@ def _exec_environment(session: Session) -> Dict[str, str]:
     environ["IMMICH_INSTANCE_URL"] = session.server_url
     is_key = isinstance(session.auth, ApiKey)
     environ["IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"] = _secret_of(session.auth)
-    return environ
+    if profile is not None:
+        environ["IMMICH_PROFILE"] = profile
+    if args.config_directory is not None:
+        environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
+    return _become(command, environ)
 
 
 def _become(command: List[str], environ: Dict[str, str]) -> int:
@@ -1696,11 +1658,7 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "-e --email": {"help": "log in with a password, as this user"},
     "-p --password": {"help": "- reads it from standard input"},
     "-n --name": {"help": "a name for the API key"},
-    "-H --header": {
-        "action": "append",
-        "default": [],
-        "help": "'NAME: VALUE' for a proxy in front of the server, or @FILE with such lines",
-    },
+    "-H --header": {"action": "append", "default": [], "help": "NAME: VALUE, or @FILE of lines"},
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
     "--timeout": {"type": _seconds, "default": 10.0, "metavar": "SECONDS", "help": "per request"},
     "--all": {"action": "store_true", "help": "every profile"},
@@ -1756,15 +1714,6 @@ def _parser() -> Any:
     return parser
 
 
-def _parse(argv: Optional[Sequence[str]]) -> Any:
-    args, surplus = _parser().parse_known_args(argv)
-    if surplus:  # not echoed: it may be a key
-        args.parser.error("there is an argument too many; a key goes behind -k")
-    if args.run is None and not args.version:
-        args.parser.error("name a COMMAND")
-    return args
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return its exit status.
 
@@ -1776,7 +1725,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _say
         try:
-            args = _parse(argv)
+            args, surplus = _parser().parse_known_args(argv)
+            if surplus:  # not echoed: it may be a key
+                args.parser.error("there is an argument too many; a key goes behind -k")
+            if args.run is None and not args.version:
+                args.parser.error("name a COMMAND")
             if args.version:
                 _emit(f"immich_session {__version__}")
                 return 0
