@@ -486,27 +486,23 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     try:
         descriptor = os.open(path, os.O_RDONLY | sum(flags))
         try:
-            return _read_descriptor(descriptor, path, private)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
+            # A read asks for one byte more than there should be: a larger request costs more.
+            data = chunk = os.read(descriptor, min(status.st_size, _FILE_LIMIT) + 1)
+            while chunk and len(data) <= _FILE_LIMIT:
+                chunk = os.read(descriptor, 4096)
+                data += chunk
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InvalidSessionError(_os_problem(path, "it cannot be read", error)) from error
-
-
-def _read_descriptor(descriptor: int, path: str, private: bool) -> bytes:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
-    _check_size(status.st_size, path)
+    _check_size(len(data), path)
     if private and os.name == "posix":
         _warn_if_exposed(status, path)
-    data = chunk = os.read(descriptor, status.st_size + 1)  # a larger request costs more
-    while chunk and len(data) <= _FILE_LIMIT:
-        chunk = os.read(descriptor, 4096)
-        data += chunk
-    _check_size(len(data), path)
     return data
 
 
@@ -514,10 +510,10 @@ def _warn_if_exposed(status: os.stat_result, path: str) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         problem = f"others may read or write it (its mode is {mode:04o}): chmod 600"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=5)
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
     if status.st_uid not in (os.geteuid(), 0):
         problem = f"it belongs to another user (uid {status.st_uid})"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=5)
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
 
 
 def _make_directory(path: str) -> None:
