@@ -841,6 +841,10 @@ class _Answer:
     location: str
     members: Optional[Dict[str, object]]
 
+    def get(self, name: str) -> object:
+        """Return a member of a successful answer, None if there is none."""
+        return self.members.get(name) if self.members and self.status in (200, 201) else None
+
     def refusal(self) -> Optional[str]:
         """Return the message of Immich's own error object, None for any other answer."""
         if self.members is None or not {"message", "statusCode"} <= self.members.keys():
@@ -891,23 +895,16 @@ class _Client:
             members = _members(_decode(content))
         return _Answer(status, fields.get("Location", ""), members)
 
-    def call(
-        self,
-        base: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: Optional[bytes] = None,
-        accept: Sequence[int] = (),
-        yes: str = "",
-    ) -> _Answer:
-        """POST to Immich and return its answer, whose member *yes* is true, if one is named.
+    def call(self, session: Session, path: str, yes: str) -> _Answer:
+        """POST as *session* and return the answer: its member *yes* is true, or Immich refused.
 
-        A refusal of Immich's own, with a status to *accept*, is returned as well.
+        A refusal counts only as one of the session: a 401, or that a key lacks a permission.
         """
-        answer = self.request("POST", base + path, headers, body)
-        if answer.status in accept and answer.refusal() is not None:
-            return answer
-        if answer.status in (200, 201) and (not yes or (answer.members or {}).get(yes) is True):
+        base = session.server_url.rstrip("/")
+        answer = self.request("POST", base + path, session.headers())
+        refusals = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
+        told = answer.status in refusals and answer.refusal() is not None
+        if told or answer.get(yes) is True:
             return answer
         raise self.refused(base, path, answer)
 
@@ -932,8 +929,7 @@ class _Client:
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
-            members = self.request("GET", base + "/server/config").members
-            return members is not None and members.get("maintenanceMode") is True
+            return self.request("GET", base + "/server/config").get("maintenanceMode") is True
         return False
 
     def follow(self, url: str, reference: str, status: int) -> str:
@@ -1072,9 +1068,9 @@ def _resolve(client: _Client, server_url: str) -> str:
         if path or not place:  # a redirect led elsewhere on the server: only its origin counts
             place = _origin(target)["origin"] + (_origin(url)["path"] or "")
         return _with_api(place)
-    api = answer.members.get("api")
+    api = answer.get("api")
     endpoint = dict(api).get("endpoint") if isinstance(api, tuple) else None
-    if answer.status != 200 or not isinstance(endpoint, str) or re.search("[?#]", endpoint):
+    if not isinstance(endpoint, str) or re.search("[?#]", endpoint):
         raise client.refused(url, _WELL_KNOWN, answer)
     return _normalised_url(client.follow(target, endpoint, answer.status))
 
@@ -1114,9 +1110,9 @@ def login_password(
     if not body:
         raise InvalidSessionError("email and password: expected Unicode text")
     base = _resolve(client, server_url)
-    answer = client.call(base, "/auth/login", {"Content-Type": "application/json"}, body)
-    members = answer.members or {}
-    values = [members.get(name) for name in ("accessToken", "userId", "userEmail")]
+    content_type = {"Content-Type": "application/json"}
+    answer = client.request("POST", base + "/auth/login", content_type, body)
+    values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
     if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
         raise client.refused(base, "/auth/login", answer)
@@ -1140,7 +1136,7 @@ def login_api_key(
     client = _Client(extra_headers, timeout, key)
     base = _resolve(client, server_url)
     session = Session.create(base, ApiKey(key, name), extra_headers)
-    answer = _validate(client, session)
+    answer = client.call(session, _VALIDATE, "authStatus")
     if answer.status == 401:
         raise client.refused(base, _VALIDATE, answer)
     if name is not None:
@@ -1148,21 +1144,13 @@ def login_api_key(
     return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
 
 
-def _validate(client: _Client, session: Session) -> _Answer:
-    """Ask what the secret is worth: the answer is a 200, or a refusal that tells it."""
-    accept = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
-    base = session.server_url.rstrip("/")
-    return client.call(base, _VALIDATE, session.headers(), accept=accept, yes="authStatus")
-
-
 def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
     """Return name and permissions of an API key, as far as the server tells."""
     client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
-    members: Dict[str, object] = {}
+    name, permissions = None, None
     with contextlib.suppress(ServerError):
         answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
-        members = (answer.status == 200 and answer.members) or {}
-    name, permissions = members.get("name"), members.get("permissions")
+        name, permissions = answer.get("name"), answer.get("permissions")
     permissions = permissions if isinstance(permissions, list) else []
     return name if isinstance(name, str) else None, [p for p in permissions if isinstance(p, str)]
 
@@ -1175,7 +1163,7 @@ def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
     """
     # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
     client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
-    return _validate(client, session).status != 401
+    return client.call(session, _VALIDATE, "authStatus").status != 401
 
 
 def logout(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1187,9 +1175,7 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     if isinstance(session.auth, ApiKey):
         return False
     client = _Client(session.extra_headers, timeout, session.auth.access_token)
-    base = session.server_url.rstrip("/")
-    answer = client.call(base, "/auth/logout", session.headers(), accept=(401,), yes="successful")
-    return answer.status != 401
+    return client.call(session, "/auth/logout", "successful").status != 401
 
 
 # The official CLI's auth.yml
