@@ -142,8 +142,7 @@ def _is_profile_name(name: str) -> bool:
         and name not in ("", ".", "..")
         and "/" not in name
         and "\\" not in name
-        and name[0] != " "
-        and name[-1] != " "
+        and name.strip(" ") == name
         and len(name.encode("utf-8")) <= 255
     )
 
@@ -476,11 +475,7 @@ def _check_size(size: int, path: str) -> None:
 
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
-    """Return what a regular file holds, None if there is none.
-
-    Raise InvalidSessionError for what is no regular file, is too large or may not be read.
-    Warn where others have access to what should be *private*.
-    """
+    """Return what a file holds, None if there is none; warn if others reach what is *private*."""
     # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
     flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")]
     try:
@@ -565,10 +560,7 @@ def _sweep(path: str, age: float) -> None:
 
 
 def _write_file(path: str, data: bytes) -> None:
-    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory.
-
-    Raise SessionError if the system refuses; no temporary is left then.
-    """
+    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory."""
     _check_size(len(data), path)
     _make_directory(os.path.dirname(path))
     target = _link_target(path)
@@ -874,10 +866,7 @@ class _Client:
     def request(
         self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
     ) -> _Answer:
-        """Send a request and return the answer; follow no redirect.
-
-        Raise ServerUnreachableError if there is no complete answer, ServerError if it is too large.
-        """
+        """Send a request and return the answer, whatever its status; follow no redirect."""
         import urllib.request
 
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
@@ -1216,7 +1205,7 @@ def _parse_auth_yml(text: str) -> Tuple[str, str]:
     return url, key
 
 
-# Command line: what people and programs read
+# Command line: what it tells people and programs, and where it has secrets from
 
 
 def _silence(stream: Any) -> None:
@@ -1266,26 +1255,6 @@ def _exit_status(error: Exception) -> int:
     return 4 if refused or isinstance(error, NotLoggedInError) else 1
 
 
-# Command line: where secrets come from
-
-
-def _prompt(what: str, flag: str) -> str:
-    """Ask for a secret on the terminal, hidden."""
-    import getpass
-
-    try:
-        if sys.stdin is None or not sys.stdin.isatty():
-            raise OSError
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
-            return getpass.getpass(f"{what}: ")
-    except (EOFError, UnicodeError):
-        problem = "nothing legible was typed"
-    except (getpass.GetPassWarning, OSError):
-        problem = "there is no terminal to ask on"
-    raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
-
-
 def _from_stdin(what: str) -> str:
     """Read a secret from standard input; take one line end off."""
     problem = "it is closed"
@@ -1302,13 +1271,25 @@ def _from_stdin(what: str) -> str:
 
 def _secret(given: Optional[str], what: str, flag: str) -> str:
     """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
+    import getpass
+
+    if given is not None and given != "-":
+        _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
+        return given
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if given is None or (given == "-" and on_terminal):
-        return _prompt(what, flag)
-    if given == "-":
+    if given == "-" and not on_terminal:
         return _from_stdin(what)
-    _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
-    return given
+    problem = "there is no terminal to ask on"
+    try:
+        if on_terminal:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
+                return getpass.getpass(f"{what}: ")
+    except (EOFError, UnicodeError):
+        problem = "nothing legible was typed"
+    except (getpass.GetPassWarning, OSError):
+        pass
+    raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 
 
 def _extra_headers(given: Sequence[str]) -> Dict[str, str]:
