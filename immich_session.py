@@ -364,15 +364,14 @@ class Session:
         if method not in ("jwt", "api_key"):
             raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
         members = _members(auth.get(method), f"auth.{method}: ")
-        kind: Callable[..., AuthMethod] = Jwt
-        names = ["access_token", "user_id", "email"]
-        if method == "api_key":
-            kind, names = ApiKey, ["key"] if members.get("name") is None else ["key", "name"]
+        names = ["access_token", "user_id", "email"] if method == "jwt" else ["key", "name"]
+        if method == "api_key" and members.get("name") is None:  # which is no name, as none is
+            names.remove("name")
         values = [_string(members, name, f"auth.{method}.") for name in names]
         headers = _members(top.get("headers", ()), "headers: ")
         return cls(
             _string(top, "server_url"),
-            kind(*values),
+            Jwt(*values) if method == "jwt" else ApiKey(*values),
             _string(top, "created_at"),
             {name: _string(headers, name, "headers.") for name in headers},
         )
@@ -799,7 +798,7 @@ def _usable(session: Optional[Session], profile: Optional[str]) -> Session:
         return session
     import shlex
 
-    name = None if profile is None else shlex.quote(profile)
+    name = shlex.quote(str(profile))
     problem = "is not logged in" if session is None else "has a session that is expired"
     raise NotLoggedInError(
         f'profile "{profile}" {problem}: run "{_COMMAND} login SERVER -P {name}", or set '
@@ -1092,8 +1091,7 @@ def login_password(
     """
     client = _Client(extra_headers, timeout, password)
     try:
-        payload = json.dumps({"email": email, "password": password}, ensure_ascii=False)
-        body = payload.encode("utf-8")
+        body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         body = b""
     if not body:
@@ -1513,12 +1511,12 @@ def _profile_list(args: Any, store: SessionStore) -> int:
             session = store.load(name)
         except InvalidSessionError as error:
             problem = str(error)
-        facts = {**_facts(session), "name": name, "current": name == current, "error": problem}
-        order = ("name", "current", "server_url", "method", "expired", "error")
-        rows.append({fact: facts[fact] for fact in order})
-        told = f"broken: {problem}" if problem else "{server_url}  {method}".format(**facts)
-        line = f"{'*' if name == current else ' '} {name}  {told}"
-        lines.append(_printable(line) + ("  expired" if facts["expired"] else ""))
+        facts = _facts(session)
+        shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
+        rows.append({"name": name, "current": name == current, **shown, "error": problem})
+        told = f"broken: {problem}" if problem else f"{shown['server_url']}  {shown['method']}"
+        told += "  expired" if shown["expired"] else ""
+        lines.append(_printable(f"{'*' if name == current else ' '} {name}  {told}"))
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
@@ -1621,7 +1619,7 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "-e --email": {"help": "log in with a password, as this user"},
     "-p --password": {"help": "- reads it from standard input"},
     "-n --name": {"help": "a name for the API key"},
-    "-H --header": {"action": "append", "default": [], "help": "NAME: VALUE, or @FILE of lines"},
+    "-H --header": {"action": "append", "default": [], "help": "NAME: VALUE for a proxy, or @FILE"},
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
     "--timeout": {"type": _seconds, "default": 10.0, "metavar": "SECONDS", "help": "per request"},
     "--all": {"action": "store_true", "help": "every profile"},
