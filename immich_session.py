@@ -203,7 +203,6 @@ def _check_secret(secret: str, member: str) -> None:
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
-        problem = ""
         if not re.fullmatch(_FIELD_NAME, name):  # not echoed: without its colon, it holds the value
             raise InvalidSessionError("headers: there is a name that HTTP does not allow")
         if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
@@ -212,14 +211,14 @@ def _check_extra_headers(headers: Mapping[str, str]) -> None:
             problem = "this header is not for you to set"
         elif re.fullmatch("authorization: bearer( .*)?", f"{name}: {value}", re.IGNORECASE):
             problem = "the scheme Bearer is the session's own"
-        if problem:
-            raise InvalidSessionError(f"headers.{name}: {problem}")
+        else:
+            continue
+        raise InvalidSessionError(f"headers.{name}: {problem}")
     if len({name.lower() for name in headers}) < len(headers):
         raise InvalidSessionError("headers: there is a name twice, in different cases")
 
 
 # JSON: strict where the meaning could differ
-
 
 # An object becomes a tuple of its (name, value) pairs, so that no member given twice is lost;
 # every number a float, because Python refuses integers of more than 4,300 digits; and int()
@@ -732,7 +731,6 @@ def _exists(path: str) -> bool:
 
 # Environment
 
-
 _URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
 _KEY_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE")
 
@@ -817,7 +815,6 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 
 # Server: _Client.request sends; the rest says what to send, and what the answer means
-
 
 _WELL_KNOWN = "/.well-known/immich"
 _VALIDATE = "/auth/validateToken"
@@ -1406,12 +1403,12 @@ def _new_session(
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all and args.profile is not None:
         args.parser.error("--all and -P do not go together")
-    profiles = [] if args.all else [_settled_profile(args, store)]
-    if args.all:
-        names = store._profile_names()
-        profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
-        if not profiles:
-            _say("there is no profile to log out of")
+    names = store._profile_names() if args.all else []
+    profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
+    if not args.all:
+        profiles = [_settled_profile(args, store)]
+    elif not profiles:
+        _say("there is no profile to log out of")
     statuses = [0]
     for profile in profiles:
         try:
