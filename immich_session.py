@@ -631,7 +631,7 @@ class SessionStore:
     InvalidProfileError and InvalidSessionError (a broken config.json).
     """
 
-    def __init__(self, base_dir: Union[str, os.PathLike[str], None] = None) -> None:
+    def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
         self._base_dir = None if base_dir is None else _checked_path(os.fspath(base_dir))
 
     def __repr__(self) -> str:
@@ -790,19 +790,17 @@ def _find_session(
     return store.load(name), name
 
 
-def _usable(session: Optional[Session], profile: Optional[str]) -> Session:
+def _usable(session: Optional[Session], profile: Optional[str], store: SessionStore) -> Session:
     """Return the session; raise NotLoggedInError if there is none or it is expired."""
     if session is not None and not session.is_expired():
         return session
     import shlex
 
-    name = shlex.quote(str(profile))
     problem = "is not logged in" if session is None else "has a session that is expired"
-    raise NotLoggedInError(
-        f'profile "{profile}" {problem}: run "{_COMMAND} login SERVER -P {name}", or set '
-        "IMMICH_INSTANCE_URL and IMMICH_API_KEY",
-        profile,
-    )
+    where = "" if store._base_dir is None else f" -d {shlex.quote(store._base_dir)}"
+    command = f"{_COMMAND}{where} login SERVER -P {shlex.quote(str(profile))}"
+    remedy = f'run "{command}", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY'
+    raise NotLoggedInError(f'profile "{profile}" {problem}: {remedy}', profile)
 
 
 def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] = None) -> Session:
@@ -811,7 +809,8 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
     Raise NotLoggedInError if there is none or it is expired, and what ``session_from_env`` and
     ``SessionStore.load`` raise.
     """
-    return _usable(*_find_session(profile, SessionStore() if store is None else store))
+    store = SessionStore() if store is None else store
+    return _usable(*_find_session(profile, store), store)
 
 
 # Server: _Client.request sends; the rest says what to send, and what the answer means
@@ -851,7 +850,8 @@ class _Client:
         self.timeout = timeout
         values = list(extra_headers.values())
         whole = {*secrets, *values, *(value.split(" ")[-1] for value in values)} - {""}
-        self.secrets = sorted(whole | {json.dumps(each)[1:-1] for each in whole}, key=len)
+        forms = [json.dumps(each, ensure_ascii=a)[1:-1] for each in whole for a in (True, False)]
+        self.secrets = sorted({*whole, *forms}, key=len)
 
     def told(self, text: str) -> str:
         """Return what a server said as it may be shown: no secret of ours, no controls, short."""
@@ -930,7 +930,7 @@ class _Client:
             ports = [int(m["port"] or {"http": 80, "https": 443}[m["scheme"]]) for m in (old, new)]
             if (
                 old["host"].lower() == new["host"].lower()
-                and old["scheme"] <= new["scheme"]
+                and (old["scheme"], new["scheme"]) != ("https", "http")
                 and (not self.extra_headers or ports[0] == ports[1] or ports == [80, 443])
                 and re.fullmatch(_VISIBLE, target)
             ):
@@ -1282,7 +1282,7 @@ def _secret(given: Optional[str], what: str, flag: str) -> str:
                 return getpass.getpass(f"{what}: ")
     except (EOFError, UnicodeError):
         problem = "nothing legible was typed"
-    except (getpass.GetPassWarning, OSError):
+    except (getpass.GetPassWarning, OSError, AttributeError):  # standard error may be closed
         pass
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 
@@ -1300,6 +1300,8 @@ def _extra_headers(given: Sequence[str]) -> Dict[str, str]:
             name, colon, value = line.partition(":")
             if not colon:
                 raise SessionError('-H: expected "NAME: VALUE"')
+            if name.strip() in headers:
+                raise SessionError("-H: a header is given twice")
             headers[name.strip()] = value.strip()
     _check_extra_headers(headers)
     return headers
@@ -1386,6 +1388,8 @@ def _new_session(
         secret = _secret(args.password, "password", "-p")
     else:
         secret = _secret(args.api_key, "API key", "-k").strip()
+        if not secret:
+            raise SessionError("no API key: nothing was given")
         _check_secret(secret, "API key")
     store.config_dir(profile)  # before the server gives out a token that could then get lost
     options: Any = {"extra_headers": headers, "timeout": args.timeout}
@@ -1489,7 +1493,7 @@ def _status(args: Any, store: SessionStore) -> int:
         _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}", "backslashreplace")
         if args.check and problem is None:
             _emit(f"Valid: {'yes' if report['valid'] else 'no'}")
-    _usable(session, profile)
+    _usable(session, profile, store)
     if problem is not None:
         raise problem
     return 4 if report.get("valid") is False else 0
@@ -1508,6 +1512,8 @@ def _profile_list(args: Any, store: SessionStore) -> int:
             session = store.load(name)
         except InvalidSessionError as error:
             problem = str(error)
+        if session is None and problem is None:  # removed in the meantime
+            continue
         facts = _facts(session)
         shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
         rows.append({"name": name, "current": name == current, **shown, "error": problem})
@@ -1548,7 +1554,7 @@ def _token(args: Any, store: SessionStore) -> int:
 def _exec(args: Any, store: SessionStore) -> int:
     command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
     found, profile = _find_session(args.profile, store)
-    session = _usable(found, profile)
+    session = _usable(found, profile, store)
     session.headers()  # what could not stand in a header is refused here as well
     if session.extra_headers:
         _say("warning: the extra headers of this session do not reach the command")
@@ -1606,15 +1612,19 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+_seconds.__name__ = "seconds"  # argparse tells it to people
+
+
 _OPTIONS: Dict[str, Dict[str, Any]] = {
     "SERVER": {"nargs": "?", "help": "its address; default: the one of the session to renew"},
     "NAME": {"help": "of a profile that has a session"},
     "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
+    # "A..." is argparse.PARSER: a command, and whatever follows it.
     "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": "and its arguments"},
     "-P --profile": {"help": "default: the current one"},
-    "-k --api-key": {"metavar": "KEY", "help": "- reads it from standard input"},
+    "-k --api-key": {"metavar": "KEY", "help": "asked for if left out; - is standard input"},
     "-e --email": {"help": "log in with a password, as this user"},
-    "-p --password": {"help": "- reads it from standard input"},
+    "-p --password": {"help": "asked for if left out; - is standard input"},
     "-n --name": {"help": "a name for the API key"},
     "-H --header": {"action": "append", "default": [], "help": "NAME: VALUE for a proxy, or @FILE"},
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
@@ -1643,7 +1653,11 @@ def _parser() -> Any:
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
-            super().__init__(allow_abbrev=False, **options)
+            # A fixed width, because to look at the terminal argparse loads half a dozen modules.
+            def formatter(prog: str) -> argparse.HelpFormatter:
+                return argparse.HelpFormatter(prog, width=90)
+
+            super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
         def print_help(self, _: Any = None) -> None:
             _emit(self.format_help().rstrip())
@@ -1656,7 +1670,9 @@ def _parser() -> Any:
 
     parser = Parser(prog=_COMMAND, description="Keep sessions for Immich servers in profiles.")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("-d", "--config-directory", metavar="DIR", help="not ~/.config/immich")
+    parser.add_argument(
+        "-d", "--config-directory", metavar="DIR", help="in place of ~/.config/immich"
+    )
     parser.set_defaults(run=None, parser=parser)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=_COMMAND)}
     for name, (run, text, options) in _COMMANDS.items():
@@ -1685,7 +1701,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         try:
             args, surplus = _parser().parse_known_args(argv)
             if surplus:  # not echoed: it may be a key
-                args.parser.error("there is an argument too many; a key goes behind -k")
+                args.parser.error(
+                    "an option is unknown, or an argument too many; a key goes behind -k"
+                )
             if args.run is None and not args.version:
                 args.parser.error("name a COMMAND")
             if args.version:

@@ -10,15 +10,18 @@ import copy
 import dataclasses
 import errno
 import fcntl
+import gc
 import http.server
 import inspect
 import io
 import json
+import math
 import os
 import pickle
 import pty
 import random
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -27,6 +30,7 @@ import socket
 import socketserver
 import ssl
 import stat
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +38,7 @@ import termios
 import threading
 import time
 import traceback
+import venv
 import warnings
 import zipfile
 from collections import namedtuple
@@ -3565,6 +3570,11 @@ WRONG_USAGE = [
     ["login", URL, "-p", KEY],
     ["login", URL, "-e", "a@example.com", "-n", KEY],
     ["login", URL, "-e", "a@example.com", "--no-verify", "-p", KEY],
+    ["login", URL, "-k", "-", "-e", "-p", KEY],
+    ["login", URL, "-k", "-", f"--timeout={KEY}"],
+    ["login", URL, "-k", "-", "--timeout", "0"],
+    ["logout", "--timeout", "nan"],
+    ["status", "--timeout", "-1"],
     ["logout", KEY],
     ["logout", "--all", "-P", KEY],
     ["logout", f"--local={KEY}"],
@@ -3592,6 +3602,11 @@ def test_wrong_usage_is_status_2_and_one_sentence_without_what_was_typed(
     assert one_sentence(err) and "--help" in err
     assert KEY not in err
     assert not base.exists()
+
+
+def test_wrong_usage_is_told_in_words_for_people(cli: Any) -> None:
+    err = cli("status", "--timeout", "soon").err
+    assert "--timeout" in err and not re.search(r"\b_", err)
 
 
 @given(st.text(), st.text(), st.sampled_from([["profile"], ["login", URL], ["status"], []]))
@@ -3808,6 +3823,20 @@ def test_the_terminal_is_not_asked_behind_the_back_of_standard_input(base: Path)
     assert '"-k -"' in screen.text
 
 
+def test_a_prompt_that_nobody_would_see_is_an_error() -> None:
+    code = PROGRAM + "os._exit(10 + immich_session.main(sys.argv[2:]))"  # 1 is a traceback's
+    master, slave = pty.openpty()
+    process = subprocess.Popen(  # which controls no terminal
+        [sys.executable, "-c", code, str(MODULE), "login", URL, "--no-verify"],
+        stdin=slave,
+        start_new_session=True,
+        preexec_fn=lambda: os.close(2),
+    )
+    assert process.wait(20) == 11
+    os.close(slave)
+    os.close(master)
+
+
 @pytest.mark.parametrize("flags", [[], ["-k", "-"]], ids=str)
 def test_closed_standard_input_is_an_error(base: Path, flags: List[str]) -> None:
     done = run("login", URL, "--no-verify", *flags, preexec_fn=lambda: os.close(0))
@@ -3962,6 +3991,15 @@ def test_a_broken_session_cannot_be_renewed(cli: Any, base: Path, text: str) -> 
     status, _, err = cli("login", "--no-verify", "-k", KEY)
     assert (status, path.read_text()) == (1, text)
     assert one_sentence(err) and HEADER not in err
+
+
+def test_a_password_login_cannot_be_renewed_without_the_server(
+    cli: Any, store: SessionStore
+) -> None:
+    store.save(LOGIN)
+    status, out, err = cli("login", "--no-verify")
+    assert (status, out, store.load()) == (2, "", LOGIN)
+    assert one_sentence(err) and "--no-verify" in err
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"{}", b""])
@@ -5261,6 +5299,11 @@ PAGE = "<!doctype html>\n<html><head><title>Immich</title></head><body></body></
 # An answer that every request would be content with, if it came whole.
 PLEASING = '{"accessToken":"t","userId":"u","userEmail":"e","authStatus":true,"successful":true}'
 UNTRUE = PLEASING.replace('"t"', '""')
+CHUNKED = "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n"
+SIZED = "HTTP/1.1 201 Created\r\nContent-Length: "
+REDIRECTS = [301, 302, 303, 307, 308]
+BY_KEY, BY_PASSWORD = ["-k", "-"], ["-e", EMAIL, "-p", "-"]
+EITHER = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
 
 
 def recorded(name: str, version: str = "v2.7.5") -> Reply:
@@ -5409,7 +5452,7 @@ def secure(serve: Any, certificates: Path, monkeypatch: Any) -> Any:
 
     def start(answers: Any = None, certificate: str = "good", clients: int = 0) -> Any:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificates / f"{certificate}.pem", certificates / "key.pem")
+        context.load_cert_chain(f"{certificates}/{certificate}.pem", f"{certificates}/key.pem")
         context.verify_mode = ssl.VerifyMode(clients)
         return serve(answers, tls=context)
 
@@ -5499,7 +5542,7 @@ def test_a_key_gets_its_name_from_a_server_that_tells_it(immich: Server, kind: s
 @pytest.mark.parametrize(
     "answer",
     [b"", Reply(404), Reply(200, PAGE), Reply(200, '{"name":7}'), Reply(200, '{"name":"\\ud800"}')]
-    + [recorded("500"), redirect("/x"), SILENCE],
+    + [recorded("500"), Reply(403, KEY_ANSWER), redirect("/x"), SILENCE],
 )
 def test_no_failure_to_get_the_name_of_a_key_matters(server: Server, answer: Answer) -> None:
     server.answers[ME] = answer
@@ -5540,9 +5583,9 @@ def test_logout_ends_a_session_once_and_no_key(immich: Server) -> None:
 def test_maintenance_is_told_and_no_wrong_address(serve: Any, line: str, ask: Any) -> None:
     server = serve({WELL_KNOWN: denial(404, f"Cannot {WELL_KNOWN}", "Not Found")})
     server.answers[line] = denial(404, f"Cannot {line}", "Not Found")
-    for config, in_maintenance in (("maintenance", True), (VALIDATE, False)):
-        server.answers[CONFIG] = recorded(config)
-        assert ("maintenance" in refused(404, ask, server.url)) is in_maintenance
+    for config, in_maintenance in ((recorded("maintenance"), True), (Reply(200), False), (b"", 0)):
+        server.answers[CONFIG] = config
+        assert ("maintenance" in refused(404, ask, server.url)) == in_maintenance
 
 
 # Answers that are none
@@ -5554,9 +5597,7 @@ def test_maintenance_is_told_and_no_wrong_address(serve: Any, line: str, ask: An
         *map(Reply, [200, 204, 300, 302, 304, 402, 418, 500, 502]),
         *(Reply(200, body) for body in (PAGE, "{}", "[]", '"yes"', "null", PLEASING[:-1])),
         *(Reply(200, PLEASING + more) for more in (" more", " " * (1 << 20))),
-        *(Reply(200, re.sub('"[tue]"|true', other, PLEASING)) for other in ('""', "7", "NaN")),
-        *(Reply(200, re.sub('t"|true', other, PLEASING)) for other in ('"true', '\\n"', ' t"')),
-        *(Reply(200, UNTRUE.replace("true", other)) for other in ("false", "null", "1", '"true"')),
+        *(Reply(200, UNTRUE.replace("true", other)) for other in ('"true"', "false", "1", "NaN")),
         *(Reply(status, PLEASING) for status in (202, 300, 404)),
         *(recorded("500"), denial(429, "Too many requests")),
     ],
@@ -5568,8 +5609,14 @@ def test_an_answer_that_was_not_asked_for_is_an_error(server: Server, reply: Rep
         assert server.url in refused(reply.status, ask, server.url)
 
 
-CHUNKED = "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n"
-SIZED = "HTTP/1.1 201 Created\r\nContent-Length: "
+MEMBERS = ['"accessToken":"a b"', '"accessToken":"a\\n"', '"accessToken":"ü"', '"accessToken":7']
+MEMBERS += ['"userId":""', '"userId":null', '"userEmail":""', '"userEmail":["a@b.c"]']
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_login_that_lacks_a_member_is_none(server: Server, member: str) -> None:
+    server.answers[LOG_IN] = Reply(201, f"{PLEASING[:-1]},{member}}}")  # the last one counts
+    refused(201, by_password, server.url)
 
 
 @pytest.mark.parametrize(
@@ -5589,7 +5636,7 @@ SIZED = "HTTP/1.1 201 Created\r\nContent-Length: "
 def test_an_answer_that_is_cut_short_is_none(server: Server, answer: str) -> None:
     for line, ask in CALLS:
         server.answers[line] = answer.encode()
-        assert server.url in refused(None, ask, server.url)
+        assert re.fullmatch(f"{server.url}/.*: .*answer.*", refused(None, ask, server.url))
 
 
 def test_answers_in_chunks_and_of_the_largest_size_are_answers(server: Server) -> None:
@@ -5623,7 +5670,8 @@ MESSAGES += [
 def test_a_message_is_told_as_one_short_line(server: Server, message: object, told: str) -> None:
     server.answers[LOG_IN] = denial(400, message)
     text = refused(400, by_password, server.url)
-    assert told in text and len(text) < len(server.url) + 250  # 200 of the message
+    assert told in text and "None" not in text
+    assert len(text) < len(server.url) + 250  # 200 of the message
 
 
 @pytest.mark.parametrize("before", ["", "x" * 195])
@@ -5634,10 +5682,14 @@ def test_our_secrets_are_cut_out_of_a_message(server: Server, before: str) -> No
         assert "***" in text and secret[:5] not in text and HEADER[:5] not in text
 
 
-@pytest.mark.parametrize("password, echo", [("", "a-s3cret"), ('p"s3cret', '{"p\\"s3cret')])
+ECHOES = [("", "a-s3cret"), ('p"s3cret', '{"p\\"s3cret'), ('ü"s3cret', '{"ü\\"s3cret')]
+ECHOES.append(("", "b-s3cret c"))
+
+
+@pytest.mark.parametrize("password, echo", ECHOES)
 def test_a_secret_in_another_or_in_json_is_cut(server: Any, password: str, echo: str) -> None:
     server.answers[LOG_IN] = denial(400, f"Unexpected {echo}")
-    headers = {"X-A": "a", "X-B": "a-s3cret"}
+    headers = {"X-A": "a", "X-B": "a-s3cret", "X-C": "b-s3cret c"}
     error = failure(login_password, server.url, EMAIL, password, extra_headers=headers)
     assert "s3cret" not in str(error)
 
@@ -5663,6 +5715,7 @@ def test_the_endpoint_that_discovery_names_is_used(server: Server, path: str) ->
         server.answers[WELL_KNOWN] = endpoint(base + path)
         url = resolve_api_url(server.url, extra_headers=EXTRA)
         assert url == server.url + path.rstrip("/")
+        assert server.asked[-1].headers["CF-Access-Client-Secret"] == HEADER
 
 
 ENDPOINTS = "http://localhost:PORT/api //localhost:PORT/api http://localhost:PORT\\@127.0.0.1/api "
@@ -5682,9 +5735,6 @@ def test_discovery_believes_nothing_else(server: Server, serve: Any, reply: Repl
     server.answers[WELL_KNOWN] = reply._replace(body=body)
     refused(reply.status, by_password, server.url)
     assert not foreign.asked and server.lines == [WELL_KNOWN]
-
-
-REDIRECTS = [301, 302, 303, 307, 308]
 
 
 @pytest.mark.parametrize("status", REDIRECTS)
@@ -5727,7 +5777,7 @@ def test_extra_headers_follow_discovery_to_the_same_port_only(server: Server, se
 
 @pytest.mark.parametrize(
     "location",
-    ["/.well-known/immich", "", "http://", "http://[", "ftp://127.0.0.1/", "//", "/a b"]
+    ["/.well-known/immich", "", "http://", "http://[", "ftp://127.0.0.1/", "//", "/a?b c"]
     + [f"http://{KEY}:{HEADER}@127.0.0.1/{KEY}?{KEY}", f"http://localhost/{KEY}#{HEADER}"],
 )
 def test_a_redirect_without_end_or_sense_is_an_error(server: Server, location: str) -> None:
@@ -5797,11 +5847,13 @@ def test_extra_headers_follow_a_redirect_from_port_80_to_443(proxy: Server, secu
 
 @pytest.mark.parametrize("answer", [Reply(407), Reply(502, PAGE), b"", redirect("http://x/")])
 @pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_failure_names_the_proxy(proxy: Server, scheme: str, answer: Answer) -> None:
     for line, ask in CALLS:
         proxy.answers[line.replace(" ", " http://photos.test")] = answer
         proxy.answers["CONNECT photos.test:443"] = answer
         assert proxy.host in str(failure(ask, f"{scheme}://photos.test"))
+    gc.collect()  # before Python 3.11, http.client does not close what a proxy refused
 
 
 @pytest.mark.parametrize("shape", ["http://{}", "{}", "socks5://{}", "http:{}", "x y {}"])
@@ -5837,18 +5889,14 @@ def test_all_requests_have_headers_and_one_a_secret(serve: Any, line: str, ask: 
         assert sent == (asked == line)
 
 
-@pytest.mark.parametrize("name", ["Authorization", "AUTHORIZATION", "authorization"])
-def test_a_token_is_sent_beside_the_authorization_of_a_proxy(server: Server, name: str) -> None:
-    for headers in ({}, {name: f"Basic {HEADER}"}):
+def test_a_token_is_sent_beside_the_authorization_of_a_proxy(server: Server) -> None:
+    for headers in ({}, {"aUTHORIZATION": f"Basic {HEADER}"}):
         ending(server.url, extra_headers=headers)
         validity(server.url, extra_headers=headers)
-    names = ("x-immich-user-token", "x-api-key", "Authorization")
-    assert [[asked.headers.get_all(name) for name in names] for asked in server.asked] == [
-        [None, None, [f"Bearer {TOKEN}"]],
-        [None, [KEY], None],
-        [[TOKEN], None, [f"Basic {HEADER}"]],
-        [None, [KEY], [f"Basic {HEADER}"]],
-    ]
+    names = ("Authorization", "x-immich-user-token", "x-api-key")
+    sent = [[asked.headers.get_all(name) for name in names] for asked in server.asked]
+    assert sent[:2] == [[[f"Bearer {TOKEN}"], None, None], [None, None, [KEY]]]
+    assert sent[2:] == [[[f"Basic {HEADER}"], [TOKEN], None], [[f"Basic {HEADER}"], None, [KEY]]]
 
 
 NAMES = ["x-api-key", "X-Immich-User-Token", "Cookie", "HOST", "Expect", "content-type"]
@@ -5869,13 +5917,13 @@ def test_no_header_is_sent_that_could_be_taken_for_another(server: Server, heade
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\n", f"{KEY} {KEY}", f"{KEY}ü", f"{KEY}\ud800", ""])
-def test_a_secret_that_cannot_travel_is_refused_by_its_member(server: Server, bad: str) -> None:
-    assert "auth.api_key.key" in str(failure(of_session(is_valid, ApiKey(bad)), server.url))
-    for ask in (is_valid, logout):
-        error = failure(of_session(ask, Jwt(bad, "u", "e")), server.url)
-        assert "auth.jwt.access_token" in str(error)
-    assert isinstance(failure(login_api_key, server.url, bad), InvalidSessionError)
-    assert isinstance(failure(login_password, server.url, EMAIL, "\ud800"), InvalidSessionError)
+def test_no_secret_is_sent_that_would_not_arrive(server: Server, bad: str) -> None:
+    asks = [of_session(is_valid, ApiKey(bad)), of_session(logout, Jwt(bad, "u", "e"))]
+    asks.append(of_session(is_valid, Jwt(bad, "u", "e")))
+    asks.append(lambda url: bool(login_api_key(url, bad)))
+    asks.append(lambda url: bool(login_password(url, EMAIL, f"{PASSWORD}\ud800")))
+    for ask in asks:
+        assert isinstance(failure(ask, server.url), InvalidSessionError)
     assert not server.asked
 
 
@@ -5901,6 +5949,7 @@ def test_a_server_that_drips_or_says_nothing_is_left_in_time(serve: Any) -> None
     handshakes = SILENCE, (b"\x16\x03\x03\x3f\x00", b"\0")  # a record of 16 KiB begins
     servers = [serve({VALIDATE: drip}) for drip in drips] + [serve(tls=drip) for drip in handshakes]
     assert all_in_time([server.url for server in servers])
+    assert all(server.done.wait(10) for server in servers[1:6])  # the connection is closed
 
 
 def test_a_server_that_accepts_nobody_is_left_in_time() -> None:
@@ -5928,10 +5977,6 @@ def test_no_secret_is_sent_once_time_is_up(proxy: Server, secure: Any) -> None:
 # The commands that ask a server
 
 
-BY_KEY, BY_PASSWORD = ["-k", "-"], ["-e", EMAIL, "-p", "-"]
-EITHER = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
-
-
 @pytest.fixture
 def log_in(cli: Any, monkeypatch: Any) -> Any:
     """Run login with a secret on standard input."""
@@ -5954,11 +5999,14 @@ def test_login_says_who_where_and_which_profile(log_in: Any, server: Server) -> 
         assert is_valid(immich_session.get_session()) is True
 
 
-@pytest.mark.parametrize("name", ["", "mine"])
-def test_login_tells_what_a_weak_key_may_do(cli: Any, server: Server, name: str) -> None:
+def test_login_tells_what_a_weak_key_may_do(cli: Any, server: Server) -> None:
     server.answers[ME] = recorded("weak me")
-    status, _, err = cli("login", server.url, "-k", KEY, *(["-n", name] if name else []))
-    assert status == 0 and "user.read" in err and (name or "test user_read") in err
+    for name in ("mine", "test user_read"):
+        status, _, err = cli(
+            "login", server.url, "-k", KEY, *["-n", "mine"][: 2 * (name == "mine")]
+        )
+        assert status == 0 and "user.read" in err and f"API key {name} at" in err
+        SessionStore().clear()
 
 
 def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
@@ -5966,7 +6014,7 @@ def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
     command = [sys.executable, str(MODULE), "login", server.url, "-e", EMAIL]
     options: Any = {"stdin": slave, "stderr": subprocess.PIPE, "start_new_session": True}
     with subprocess.Popen(command, **options) as process:
-        assert process.stderr.read(10) == b"password: "
+        assert process.stderr and process.stderr.read(10) == b"password: "
         os.write(master, f"{PASSWORD}\n".encode())
         assert PASSWORD not in process.stderr.read().decode()
     assert process.returncode == 0 and PASSWORD in server.asked[-1].body.decode()
@@ -5988,7 +6036,7 @@ def test_login_stores_the_address_it_discovers(log_in: Any, serve: Any, secure: 
 def test_login_suggests_http_if_nobody_typed_https(log_in: Any, server: Server) -> None:
     for typed, suggested in ((server.host, True), (f"https://{server.host}", False)):
         status, _, err = log_in(PASSWORD, typed, *BY_PASSWORD)
-        assert (status, f"http://{server.host}" in err) == (3, suggested)
+        assert (status, f"http://{server.host}" in err, "http://" in err) == (3, *[suggested] * 2)
     assert not server.asked
 
 
@@ -5999,6 +6047,16 @@ def test_a_time_limit_that_is_none_is_wrong_usage(cli: Any, server: Server, seco
         status, out, err = cli(*command, f"--timeout={seconds}")
         assert (status, out) == (2, "") and one_sentence(err)
     assert not server.asked and SessionStore().load()
+
+
+def test_the_time_limit_is_that_of_every_request(cli: Any, log_in: Any, server: Server) -> None:
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    server.answers.update({line: SILENCE for line, _ in CALLS})
+    start = time.monotonic()
+    assert log_in(PASSWORD, server.url, *BY_PASSWORD, "--timeout", "0.3").status == 3
+    for command in ("status --check", "logout"):
+        assert cli(*command.split(), "--timeout", "0.3").status == 3
+    assert time.monotonic() - start < 9  # the default is 10 for each
 
 
 @pytest.mark.parametrize(
@@ -6045,7 +6103,6 @@ def test_login_makes_the_profile_before_it_asks(log_in: Any, server: Any, base: 
         (LOGIN.auth, recorded(LOG_OUT), [], 0, "ended on the server"),
         (LOGIN.auth, recorded("bad token"), [], 0, "already"),
         (LOGIN.auth, b"", [], 3, "may live on"),
-        (LOGIN.auth, SILENCE, ["--timeout", "0.3"], 3, "may live on"),
         (LOGIN.auth, recorded("500"), [], 1, "may live on"),
         (LOGIN.auth, Reply(403, PAGE), [], 4, "may live on"),
         (LOGIN.auth, b"", ["--local"], 0, "removed"),
@@ -6061,7 +6118,7 @@ def test_logout_removes_the_local_copy_and_tells_both_outcomes(
     assert (outcome.status, outcome.out) == (status, "")
     assert words in outcome.err and '"default" is removed here' in outcome.err
     assert SessionStore().load() is None
-    assert server.lines == ([LOG_OUT] if auth == LOGIN.auth and "--local" not in flags else [])
+    assert server.lines == ([LOG_OUT] if auth == LOGIN.auth and not flags else [])
 
 
 def test_logout_of_all_goes_on_after_a_failure_to_ask(cli: Any, server: Server) -> None:
@@ -6580,7 +6637,8 @@ def in_container(root: Path, *args: str, **environ: str) -> Outcome:
         env={"PYTHONHOME": sys.base_prefix, **environ},
         preexec_fn=enter,
     )
-    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+    err = re.sub(r"(?m)^Warning: .*/proc/cpuinfo\n", "", done.stderr.decode())  # PyPy's own
+    return Outcome(done.returncode, done.stdout.decode(), err)
 
 
 def test_a_container_without_anything_uses_the_key_that_is_mounted(container: Path) -> None:
@@ -6602,3 +6660,283 @@ def test_a_container_without_home_says_in_a_sentence_what_is_missing(container: 
     status, out, err = in_container(container, *login, IMMICH_CONFIG_DIR="/data")
     assert (status, out) == (1, "") and "/data: the directory cannot be made" in err
     assert "Traceback" not in err and KEY not in err
+
+
+# Proof: arbitrary input, a million times, with coverage as the guide: `tox -e torture`
+
+# Each target takes bytes; what it raises beyond the documented errors is a finding, and so is a
+# secret in a message. atheris drives it where it is installed, else hypothesis does.
+FUZZ = """
+import os, sys, warnings
+sys.path.insert(0, sys.argv[1])
+warnings.simplefilter("ignore")
+name, runs, base = sys.argv[2], int(sys.argv[3]), sys.argv[4]
+try:
+    import atheris
+    with atheris.instrument_imports(include=["immich_session", "json.decoder"]):
+        import immich_session
+except ImportError:
+    atheris = None
+    import immich_session
+from immich_session import *
+
+KEY = "S3cr3tK3y"
+store = SessionStore(base)
+
+def text(data):
+    return data.decode("utf-8", "surrogateescape")
+
+def refused(error):
+    assert KEY not in str(error) + repr(error) and len(str(error).splitlines()) <= 1, error
+
+def from_json(data):
+    for each in (data, data + KEY.encode(), text(data)):
+        try:
+            session = Session.from_json(each)
+            assert Session.from_json(session.to_json()) == session
+        except InvalidSessionError as error:
+            refused(error)
+
+def jwt(data):
+    for token in (text(data), "e30." + text(data) + ".", KEY + text(data)):
+        assert is_jwt_expired(token) in (True, False)
+        Session("", Jwt(token, "", ""), "").expires_at()
+
+def profile(data):
+    try:
+        assert store.load(text(data)) is None
+        name = text(data)
+        assert os.path.basename(name) == name and name not in ("", ".", "..") and name.isprintable()
+    except InvalidProfileError as error:
+        refused(error)
+
+def url(data):
+    for url in (text(data), "https://" + text(data), f"https://u:{KEY}@{text(data)}"):
+        environ = {"IMMICH_INSTANCE_URL": url, "IMMICH_API_KEY": KEY}
+        session = Session(url, ApiKey(KEY), "", {"X-A": "b"})
+        for ask in (lambda: session_from_env(environ), session.headers):
+            try:
+                ask()
+            except InvalidSessionError as error:
+                refused(error)
+        if KEY in url:
+            assert KEY not in repr(session) + str(session)
+
+def header(data):
+    name, _, value = text(data).partition(":")
+    try:
+        headers = Session("https://a/api", ApiKey(KEY), "", {name: value}).headers()
+        assert all(f"{n}: {v}".isprintable() for n, v in headers.items())
+    except InvalidSessionError as error:
+        refused(error)
+
+def auth_yml(data):
+    path = os.path.join(base, "auth.yml")
+    for each in (data, b"url: https://a.b\\nkey: " + data, data + b"\\nkey: " + KEY.encode()):
+        with open(path, "wb") as file:
+            file.write(each)
+        sys.stderr.seek(0)
+        sys.stderr.truncate()
+        assert main(["-d", base, "import"]) in (0, 1)
+        assert KEY not in sys.stderr.getvalue()
+
+answer = b""
+
+def server(data):
+    global answer
+    answer = data
+    for ask in (
+        lambda: login_password(address, "a@b.c", KEY, timeout=5),
+        lambda: is_valid(Session(address + "/api", ApiKey(KEY), "")),
+    ):
+        try:
+            ask()
+        except ServerError as error:
+            refused(error)
+
+if name == "auth_yml":
+    import io
+    sys.stderr = io.StringIO()
+if name == "server":
+    import socketserver, threading
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            head, _, body = answer.partition(b"|")
+            status = b"%d" % (200 + len(head) * 100 % 400)
+            self.wfile.write(b"HTTP/1.1 " + status + b" X\\r\\nLocation: " + head)
+            self.wfile.write(b"\\r\\n\\r\\n" + body)
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        def handle_error(self, *_):
+            pass
+    listener = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    address = "http://127.0.0.1:%d" % listener.server_address[1]
+
+target = globals()[name]
+if atheris:
+    atheris.Setup([sys.argv[0], f"-runs={runs}", "-max_len=512", "-verbosity=0"], target)
+    atheris.Fuzz()
+else:
+    import hypothesis
+    import hypothesis.strategies
+    settings = hypothesis.settings(
+        max_examples=runs,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    settings(hypothesis.given(hypothesis.strategies.binary(max_size=512))(target))()
+"""
+
+
+def fuzz(name: str, runs: int, base: Path) -> None:
+    base.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(MODULE.parent), name, str(runs), str(base)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=base,
+    )
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-3000:]
+
+
+TARGETS = ["from_json", "jwt", "profile", "url", "header", "auth_yml", "server"]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_million_inputs_bring_nothing_to_light(base: Path, name: str) -> None:
+    fuzz(name, int(os.environ.get("FUZZ_RUNS", "1000000")), base)
+
+
+# Speed: `tox -e bench`, not part of the tests
+
+
+def bench_in_process() -> None:
+    """Print, for each operation, what it costs against the least work that could do the same."""
+    import base64
+    import json
+    import os
+    import statistics
+    import tempfile
+    import time
+
+    import immich_session
+
+    root = tempfile.mkdtemp()
+    store = immich_session.SessionStore(root)
+    session = immich_session.Session.create(
+        "https://photos.example.com/api", immich_session.ApiKey("k" * 43, "laptop")
+    )
+    store.save(session, "work")
+    directory = f"{root}/profiles/work"
+    data = session.to_json().encode()
+    claims = {"sub": "3fa85f64", "iat": 1763900000, "exp": 9999999999, "iss": "photos"}
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+    token = f"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.{payload}.{'c2ln' * 10}00"
+
+    def least_load() -> None:
+        with open(f"{directory}/session.json", "rb") as file:
+            json.loads(file.read())
+
+    def least_save() -> None:
+        temporary = f"{directory}/.temporary"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        os.rename(temporary, f"{directory}/other.json")
+        descriptor = os.open(directory, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def least_jwt() -> bool:
+        part = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        return bool(claims["exp"] - 60 <= time.time())
+
+    def least_list() -> None:
+        with os.scandir(f"{root}/profiles") as entries:
+            for entry in entries:
+                os.stat(f"{entry.path}/session.json")
+
+    def cost(operation: Callable[[], object], times: int) -> float:
+        start = time.process_time()
+        for _ in range(times):
+            operation()
+        return (time.process_time() - start) / times
+
+    def row(name: str, ours: Callable[[], object], least: Callable[[], object], times: int) -> None:
+        pairs = [(cost(ours, times), cost(least, times)) for _ in range(9)]
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(json.dumps([name, statistics.median(a for a, _ in pairs), ratio]))
+
+    def profiles(count: int) -> None:
+        for number in range(count):
+            os.makedirs(f"{root}/profiles/p{number}", exist_ok=True)
+            with open(f"{root}/profiles/p{number}/session.json", "wb") as file:
+                file.write(data)
+
+    row("load", lambda: store.load("work"), least_load, 4000)
+    row("save", lambda: store.save(session, "work"), least_save, 200)
+    row("is_jwt_expired", lambda: immich_session.is_jwt_expired(token), least_jwt, 20000)
+    for count in (10, 1000, 100000):
+        profiles(count)
+        row(f"list_profiles of {count}", store.list_profiles, least_list, max(1, 20000 // count))
+    row("load among 100000", lambda: store.load("work"), least_load, 4000)
+    row("save among 100000", lambda: store.save(session, "work"), least_save, 200)
+
+
+IMPORTS = "import dataclasses, json, base64, pathlib, datetime, time, typing"
+LIMITS = {  # what an operation may cost, as a multiple of the least that could do the same
+    "load": 1.5,
+    "save": 1.9,
+    "is_jwt_expired": 1.4,
+    "list_profiles of 100000": 1.35,
+    "import immich_session": 1.2,
+    "profile current, a process": 1.25,
+}
+
+
+def cost_of_process(python: str, code: str) -> float:
+    """Return the CPU time of a bare process in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # No environment: it might forbid to keep byte code, and the first run is there to make it.
+    subprocess.run([python, "-c", code], check=True, stdout=subprocess.DEVNULL, env={"HOME": "/"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def bench() -> int:
+    """Print what each operation costs; return 1 if one is above its limit."""
+    with tempfile.TemporaryDirectory() as directory:
+        # Bare, because what else a site loads at start would flatter the ratios of processes.
+        venv.create(directory, symlinks=True)
+        python = f"{directory}/bin/python"
+        packages = next(Path(directory).glob("lib*/*/site-packages"))
+        shutil.copy(MODULE, packages)
+        script = "from typing import Callable\n" + inspect.getsource(bench_in_process)
+        done = subprocess.run(
+            [python, "-c", script + "bench_in_process()"], stdout=subprocess.PIPE, check=True
+        )
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        main = "import immich_session; immich_session.main(['profile', 'current'])"
+        for name, ours, least in (
+            ("import immich_session", "import immich_session", IMPORTS),
+            ("profile current, a process", main, f"{IMPORTS}, argparse"),
+        ):
+            pairs = [[cost_of_process(python, code) for code in (ours, least)] for _ in range(31)]
+            ratio = statistics.median(a / b for a, b in pairs)
+            rows.append([name, statistics.median(a for a, _ in pairs), ratio])
+    print(f"{'operation':28} {'µs of CPU':>12} {'ratio':>6} {'limit':>6}")
+    for name, seconds, ratio in rows:
+        print(f"{name:28} {seconds * 1e6:12.1f} {ratio:6.2f} {LIMITS.get(name, ''):>6}")
+    return int(any(ratio > LIMITS.get(name, math.inf) for name, _, ratio in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(bench())
