@@ -111,6 +111,7 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("IMMICH_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 
 
 @pytest.fixture
@@ -3715,6 +3716,8 @@ def test_login_without_the_server_appends_api(
         [URL, "-P", "\x1b[31m"],
         [URL, "-P", ""],
         [URL, "-n", "\udc80"],
+        [URL, "-H", f"A: {HEADER}", "-H", f"A: {HEADER}"],
+        [URL, "-H", HEADER],
     ],
     ids=ascii,
 )
@@ -3750,6 +3753,13 @@ def test_control_characters_of_what_was_typed_are_escaped(
 def test_a_key_on_the_command_line_draws_a_warning(cli: Any) -> None:
     err = cli(*LOGIN_HERE).err
     assert "warning" in err and '"-k -"' in err and KEY not in err
+
+
+@pytest.mark.parametrize("typed", ["", "\n", " \n"])
+def test_an_empty_key_is_told_as_that(base: Path, typed: str) -> None:
+    status, _, err = run("login", URL, "--no-verify", "-k", "-", stdin=typed)
+    assert (status, one_sentence(err), "nothing was given" in err) == (1, True, True)
+    assert not list(base.rglob("session.json"))
 
 
 @pytest.mark.parametrize("typed", [KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n"])
@@ -4189,6 +4199,12 @@ def test_status_without_a_session_is_status_4_and_says_what_to_run(
 
 def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Any) -> None:
     assert "-P 'my photos'" in cli("status", "-P", "my photos").err
+
+
+def test_the_command_to_run_names_the_directory_that_was_looked_at(
+    cli: Any, tmp_path: Path
+) -> None:
+    assert f"-d '{tmp_path}/my files' login" in cli("-d", tmp_path / "my files", "status").err
 
 
 NOBODY = dict.fromkeys(
