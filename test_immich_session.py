@@ -131,6 +131,12 @@ class Outcome(NamedTuple):
     err: str
 
 
+def not_under_mutation() -> None:
+    """Skip what starts a process: it takes seconds to load a module with all its mutants."""
+    if "MUTANT_UNDER_TEST" in os.environ:
+        pytest.skip("too slow for each of three thousand mutants")
+
+
 def run(
     *args: object,
     stdin: Union[str, bytes] = b"",
@@ -139,6 +145,7 @@ def run(
     **options: Any,
 ) -> Outcome:
     """Run the command line as a process of its own, without a terminal."""
+    not_under_mutation()
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     done = subprocess.run(
         [sys.executable, *python, str(MODULE), *map(str, args)],
@@ -3429,6 +3436,7 @@ class Screen(NamedTuple):
 
 def at_terminal(*args: object, typed: bytes, **options: Any) -> Screen:
     """Run the command line at a terminal of its own; type when it asks."""
+    not_under_mutation()
     master, slave = pty.openpty()
 
     def take_terminal() -> None:
