@@ -101,7 +101,9 @@ SESSION = Session(URL, ApiKey(KEY, "cli"), "2025-11-23T11:04:05-00:00")
 LOGIN = Session(URL, Jwt(TOKEN, "u-1", "alice@example.com"), "2025-11-23T11:04:05-00:00")
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX")
-not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+any_letters = pytest.mark.skipif(
+    sys.getfilesystemencoding() != "utf-8", reason="this locale has no file names beyond ASCII"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -498,6 +500,7 @@ def test_a_name_that_this_locale_cannot_write_is_told_in_a_sentence(base: Path) 
     assert one_sentence(outcome.err)
 
 
+@any_letters
 def test_any_text_is_a_directory_of_its_own_or_is_refused(tmp_path: Path) -> None:
     store = SessionStore(tmp_path)
 
@@ -1389,10 +1392,6 @@ def test_no_text_around_a_secret_makes_it_visible(before: str, after: str) -> No
 OTHER = Session("https://other.example.com/api", ApiKey(KEY, "other"), "2025-11-24T00:00:00-00:00")
 EXPIRED = Session(URL, Jwt("e30.eyJleHAiOjF9.", "u-1", "alice@example.com"), "")
 LIMIT = 1 << 20
-
-any_letters = pytest.mark.skipif(
-    sys.getfilesystemencoding() != "utf-8", reason="this locale has no file names beyond ASCII"
-)
 
 
 def chain_of(error: Optional[BaseException]) -> str:
@@ -6235,7 +6234,8 @@ def readme(tmp_path: Path, server: Server) -> Any:
     shutil.copy(MODULE, here)
     (here / "key.txt").write_text(KEY + "\n")
     (here / "headers.txt").write_text(f"CF-Access-Client-Id: a.access\nX-Secret: {HEADER}\n")
-    (here / "my_script.py").write_text(README.read_text().split("```python\n")[2].split("```")[0])
+    script = README.read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    (here / "my_script.py").write_text(script)
     for command, arguments in (("python3", ""), (".venv/bin/immich-session", "-m immich_session")):
         path = here / command
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
