@@ -536,6 +536,15 @@ def _sync_directory(path: str) -> None:
             os.close(descriptor)
 
 
+def _exists(path: str, follow_symlinks: bool = True) -> bool:
+    """Tell whether something is there, if only perhaps: a directory may forbid to look."""
+    try:
+        os.stat(path, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return True
+
+
 def _link_target(path: str) -> str:
     """Return the file that writing to *path* replaces: where a link leads, else *path* itself."""
     if os.path.islink(path):
@@ -600,7 +609,7 @@ def _remove_file(path: str) -> None:
             os.unlink(victim)
             _sync_directory(os.path.dirname(victim))
         except OSError as error:
-            if os.path.lexists(victim):
+            if _exists(victim, follow_symlinks=False):
                 raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
 
 
@@ -718,15 +727,6 @@ class SessionStore:
     def clear(self, profile: Optional[str] = None) -> None:
         """Remove the session of a profile, if there is one."""
         _remove_file(self._profile_path(profile, "session.json"))
-
-
-def _exists(path: str) -> bool:
-    """Tell whether ``load`` would find something, be it broken."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return True
 
 
 # Environment
@@ -869,7 +869,7 @@ class _Client:
         request = urllib.request.Request(url, body, headers, method=method)
         outcome = _exchange(request, self.timeout)
         if isinstance(outcome, Exception):
-            problem = self.told(_unreachable_because(outcome))
+            problem = _unreachable_because(outcome) or self.told(str(outcome))
             raise ServerUnreachableError(f"{_where(url)}: {problem}")
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
@@ -952,22 +952,25 @@ def _exchange(request: Any, timeout: float) -> Any:
     outcome: List[Any] = []
     sockets: List[Any] = []
     late = threading.Event()
-    opener = _opener(sockets, late)
 
     def work() -> None:
         try:
-            with opener.open(request, timeout=timeout) as response:
+            with _opener(sockets, late).open(request, timeout=timeout) as response:
                 body = response.read(_FILE_LIMIT + 1)
                 length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
                 if length and len(body) < min(int(length[0]), _FILE_LIMIT):
                     raise EOFError
                 outcome.append((response.status, response.headers, body))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
-            outcome.append(error)
+            reason = getattr(error, "reason", None)  # what urllib has wrapped
+            outcome.append(reason if isinstance(reason, Exception) else error)
 
     worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    worker.join(timeout)
+    try:
+        worker.start()
+    except RuntimeError as error:  # the system gives out no more threads
+        return error
+    worker.join(min(timeout, threading.TIMEOUT_MAX))
     if outcome:
         return outcome[0]
     late.set()
@@ -982,9 +985,16 @@ def _opener(sockets: List[Any], late: Any) -> Any:
 
     It has no handler that follows redirects: urllib's would hand the credential to any host.
     """
+    import http.client
     import urllib.request
 
-    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    class Handler(urllib.request.HTTPHandler):
+        # Not HTTPSHandler: from 3.12 on it reads all certificates when it is made, for http too.
+        https_request = urllib.request.HTTPHandler.http_request
+
+        def https_open(self, request: Any) -> Any:
+            return self.do_open(http.client.HTTPSConnection, request)
+
         def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
             class Connection(http_class):  # type: ignore[misc]
                 def connect(self) -> None:
@@ -1002,26 +1012,23 @@ def _opener(sockets: List[Any], late: Any) -> Any:
 
 
 def _unreachable_because(error: Exception) -> str:
-    """Return in plain words why there is no complete answer."""
+    """Return in plain words why there is no complete answer; nothing, if the error has words."""
     import http.client
     import socket
-    import ssl
-    import urllib.error
 
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
-        error = error.reason
+    ssl = sys.modules.get("ssl")  # some Pythons have none
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return "there is no server of that name (it does not resolve)"
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if ssl and isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
+    if ssl and isinstance(error, ssl.SSLError):
         return "it does not speak TLS as expected: is it an http server?"
     if isinstance(error, (TimeoutError, socket.timeout)):
         return "there was no complete answer in time"
     if isinstance(error, (http.client.HTTPException, EOFError)):
         return "the answer was cut short, or is no HTTP"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return error.strerror or ""
     return f"the request failed ({type(error).__name__})"
 
 
@@ -1049,7 +1056,7 @@ def _resolve(client: _Client, server_url: str) -> str:
     else:
         raise ServerError(f"{_where(url)}: it redirects without end", answer.status)
     if answer.status == 404 or answer.members is None:
-        place, _, path = target.rpartition(_WELL_KNOWN)
+        place, _, path = re.split("[?#]", target)[0].rpartition(_WELL_KNOWN)
         if path or not place:  # a redirect led elsewhere on the server: only its origin counts
             place = _origin(target)["origin"] + (_origin(url)["path"] or "")
         return _with_api(place)
@@ -1135,8 +1142,10 @@ def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[
     with contextlib.suppress(ServerError):
         answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
         name, permissions = answer.get("name"), answer.get("permissions")
+    if not isinstance(name, str) or _secret_of(session.auth) in name:
+        name = None
     permissions = permissions if isinstance(permissions, list) else []
-    return name if isinstance(name, str) else None, [p for p in permissions if isinstance(p, str)]
+    return name, [client.told(each) for each in permissions if isinstance(each, str)]
 
 
 def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1255,9 +1264,10 @@ def _from_stdin(what: str) -> str:
     problem = "it is closed"
     if sys.stdin is not None:
         try:
-            data = sys.stdin.buffer.read(_STDIN_LIMIT + 1)
+            data = getattr(sys.stdin, "buffer", sys.stdin).read(_STDIN_LIMIT + 1) or b""
             if len(data) <= _STDIN_LIMIT:
-                return re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
+                text = data if isinstance(data, str) else data.decode("utf-8")
+                return re.sub(r"\r?\n\Z", "", text)
             problem = f"it is larger than {_STDIN_LIMIT} bytes"
         except (OSError, ValueError):
             problem = "it cannot be read as UTF-8 text"
@@ -1330,10 +1340,19 @@ def _settled_profile(args: Any, store: SessionStore) -> str:
         raise type(error)(f"{error}; name the profile with -P") from None
 
 
-def _store_session(args: Any, store: SessionStore, session: Session, profile: str) -> int:
-    """Save a session; make its profile current if it was named, or is the first one ever."""
-    switch = args.profile is not None or not store.list_profiles()
-    store.save(session, profile)
+def _switches(args: Any, store: SessionStore) -> bool:
+    """Tell whether a profile becomes current: if it was named, or is the first one ever."""
+    return args.profile is not None or not store.list_profiles()
+
+
+def _store_session(store: SessionStore, session: Session, profile: str, switch: bool) -> int:
+    """Save a session, make its profile current if wanted, and tell what is stored where."""
+    try:
+        store.save(session, profile)
+    except SessionError:
+        with contextlib.suppress(SessionError):
+            logout(session)  # nobody else knows its token
+        raise
     if switch:
         store.set_current_profile(profile)
     auth = session.auth
@@ -1356,17 +1375,23 @@ def _renewed(args: Any, store: SessionStore, profile: str) -> Session:
     return dataclasses.replace(session, server_url=_normalised_url(session.server_url))
 
 
+def _check_login_flags(args: Any) -> None:
+    if args.email is not None and args.api_key is not None:
+        args.parser.error("-k and -e do not go together")
+    if args.email is not None and (args.name is not None or args.no_verify):
+        args.parser.error("-n and --no-verify do not go with a password login")
+
+
 def _login(args: Any, store: SessionStore) -> int:
+    _check_login_flags(args)
     profile = _settled_profile(args, store)
+    switch = _switches(args, store)
     old = _renewed(args, store, profile)
     if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
         args.email = old.auth.email
-    if args.email is not None and args.api_key is not None:
-        args.parser.error("-k and -e do not go together")
+        _check_login_flags(args)
     if args.email is None and args.password is not None:
         args.parser.error("-p goes with -e")
-    if args.email is not None and (args.name is not None or args.no_verify):
-        args.parser.error("-n and --no-verify do not go with a password login")
     if args.name is None and isinstance(old.auth, ApiKey):
         args.name = old.auth.name
     headers = _extra_headers(args.header) or old.extra_headers
@@ -1377,7 +1402,7 @@ def _login(args: Any, store: SessionStore) -> int:
             raise
         hint = f"if the server has no https, write http://{args.SERVER}"
         raise ServerUnreachableError(f"{error}; {hint}") from None
-    return _store_session(args, store, session, profile)
+    return _store_session(store, session, profile, switch)
 
 
 def _new_session(
@@ -1400,7 +1425,7 @@ def _new_session(
     session = login_api_key(url, secret, args.name or "", **options)
     name, permissions = _key_details(session, args.timeout)
     if permissions and "all" not in permissions:
-        _say(f"the key has these permissions only: {', '.join(permissions)}")
+        _say(f"the key has these permissions only: {', '.join(permissions)[:2000]}")
     return dataclasses.replace(session, auth=ApiKey(secret, args.name or name))
 
 
@@ -1600,7 +1625,8 @@ def _import(args: Any, store: SessionStore) -> int:
     url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
     _check_secret(key, f"{_printable(path)}: key")
     url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
-    return _store_session(args, store, Session.create(url, ApiKey(key)), profile)
+    session = Session.create(url, ApiKey(key))
+    return _store_session(store, session, profile, _switches(args, store))
 
 
 # Command line: its grammar

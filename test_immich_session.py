@@ -1804,6 +1804,25 @@ def test_reading_works_on_a_read_only_mount(disk: Path) -> None:
         store.save(OTHER, "work")
 
 
+@posix_only
+@pytest.mark.parametrize("linked", [False, True], ids=["in the profile", "behind a link"])
+def test_clear_does_not_take_what_it_may_not_see_for_gone(land: Path, linked: bool) -> None:
+    store = SessionStore(land)
+    with ordinary_user():
+        store.save(SESSION, "work")
+        closed = land / "profiles" / "work"
+        if linked:
+            (land / "closed").mkdir()
+            (closed / "session.json").rename(land / "closed" / "s.json")
+            (closed / "session.json").symlink_to(land / "closed" / "s.json")
+            closed = land / "closed"
+        closed.chmod(0)
+        with pytest.raises(SessionError, match="cannot be removed"):
+            store.clear("work")
+        closed.chmod(0o700)
+        assert store.load("work") == SESSION
+
+
 def test_clear_is_content_with_nothing_on_a_read_only_mount_too(disk: Path) -> None:
     store = SessionStore(disk)
     store.config_dir("work")
@@ -3760,6 +3779,24 @@ def test_control_characters_of_what_was_typed_are_escaped(
 def test_a_key_on_the_command_line_draws_a_warning(cli: Any) -> None:
     err = cli(*LOGIN_HERE).err
     assert "warning" in err and '"-k -"' in err and KEY not in err
+
+
+def test_a_standard_input_that_has_nothing_yet_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    command = [sys.executable, str(MODULE), "login", URL, "--no-verify", "-k", "-"]
+    done = subprocess.run(command, stdin=reader, capture_output=True)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 1 and one_sentence(done.stderr.decode())
+
+
+def test_a_program_may_put_text_in_place_of_standard_input(
+    cli: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO(f"{KEY}\n"))
+    assert cli("login", URL, "--no-verify", "-k", "-").status == 0
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
 
 
 @pytest.mark.parametrize("typed", ["", "\n", " \n"])
@@ -5785,6 +5822,12 @@ def test_a_redirect_to_https_is_adopted(serve: Any, secure: Any, path: str) -> N
         assert (server.lines, safe.lines) == ([WELL_KNOWN], [f"GET {path}", LOG_IN])
 
 
+def test_a_wall_that_asks_for_a_login_is_no_part_of_the_address(server: Server) -> None:
+    wall = "/sso?next=/.well-known/immich"
+    server.answers.update({WELL_KNOWN: redirect(wall), f"GET {wall}": Reply(200, PAGE)})
+    assert resolve_api_url(server.url) == f"{server.url}/api"
+
+
 def test_extra_headers_follow_discovery_to_the_same_port_only(server: Server, serve: Any) -> None:
     other = serve({"GET /a/.well-known/immich": endpoint("/a/api")})
     server.answers.update(other.answers)
@@ -6012,6 +6055,42 @@ def log_in(cli: Any, monkeypatch: Any) -> Any:
         return outcome
 
     return main
+
+
+def test_a_login_that_cannot_be_stored_is_ended_on_the_server(
+    log_in: Any, server: Server, base: Path
+) -> None:
+    (base / "profiles" / "default" / "session.json").mkdir(parents=True)
+    assert log_in(PASSWORD, server.url, *BY_PASSWORD).status == 1
+    assert server.lines == [WELL_KNOWN, LOG_IN, LOG_OUT]
+
+
+def test_the_server_is_not_asked_before_it_is_known_which_profile_will_be_current(
+    log_in: Any, server: Server, base: Path
+) -> None:
+    base.mkdir(parents=True)
+    (base / "profiles").write_text("no directory")
+    assert log_in(PASSWORD, server.url, *BY_PASSWORD).status == 1
+    assert not server.asked
+
+
+@pytest.mark.parametrize("flags", ["-k - -e x", "-e x -n y", "-e x --no-verify"])
+def test_flags_that_contradict_each_other_are_wrong_usage_whatever_is_stored(
+    cli: Any, base: Path, flags: str
+) -> None:
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{")
+    assert cli("login", *flags.split()).status == 2
+
+
+def test_a_key_that_the_server_repeats_as_name_or_permission_is_not_shown(
+    server: Server, store: SessionStore
+) -> None:
+    facts = json.dumps({"name": f"my {KEY}", "permissions": [f"read {KEY}"]})
+    server.answers[ME] = Reply(200, facts)
+    outcome = run("login", server.url, "-k", "-", stdin=KEY)
+    assert KEY not in outcome.err and "read ***" in outcome.err
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
 
 
 def test_login_says_who_where_and_which_profile(log_in: Any, server: Server) -> None:
