@@ -4810,7 +4810,7 @@ def test_import_stores_the_session_of_the_official_cli(
         f"url: {URL}\nkey: {KEY}\x1b\n",
         f"url: ftp://example.com\nkey: {KEY}\n",
         f"url: https://alice:{KEY}@example.com\nkey: {KEY}\n",
-        f"url: {URL}\nkey: null\n",
+        *(f"url: {URL}\nkey: {nothing}\n" for nothing in ("null", "Null", "NULL")),
         f"url: {URL}\nkey: ~\n",
         f"\ufeffurl: {URL}\nkey: {KEY}\n",
     ],
@@ -5811,6 +5811,14 @@ def test_discovery_leads_nowhere_from_https_to_http(server: Server, secure: Any)
     for reply in (redirect(f"{server.url}/.well-known/immich"), endpoint(f"{server.url}/api")):
         assert server.url in str(failure(by_password, secure({WELL_KNOWN: reply}).url))
     assert not server.asked
+
+
+def test_a_system_that_gives_no_thread_is_no_traceback(server: Server, monkeypatch: Any) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert "RuntimeError" in refused(None, validity, server.url)
 
 
 @pytest.mark.parametrize("path", ["/.well-known/immich", "/"])
