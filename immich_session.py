@@ -455,6 +455,10 @@ def _secret_of(auth: AuthMethod) -> str:
 # Files: one way to read, one to write, one to remove
 
 
+# With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
+_READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("NONBLOCK", "NOCTTY", "BINARY"))
+
+
 def _os_problem(path: str, what: str, error: OSError) -> str:
     return f"{_printable(path)}: {what}: {error.strerror or type(error).__name__}"
 
@@ -474,10 +478,8 @@ def _check_size(size: int, path: str) -> None:
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     """Return what a file holds, None if there is none; warn if others reach what is *private*."""
-    # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
-    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")]
     try:
-        descriptor = os.open(path, os.O_RDONLY | sum(flags))
+        descriptor = os.open(path, _READ_FLAGS)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
