@@ -610,7 +610,10 @@ def _remove_file(path: str) -> None:
         try:
             os.unlink(victim)
             _sync_directory(os.path.dirname(victim))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except OSError as error:
+            # A disk that is mounted read-only says so before it looks whether there is anything.
             if _exists(victim, follow_symlinks=False):
                 raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
 
