@@ -4216,11 +4216,6 @@ def test_status_tells_the_facts_of_a_password_login(cli: Any, store: SessionStor
     assert TOKEN not in out
 
 
-def test_status_tells_until_when(cli: Any, store: SessionStore) -> None:
-    store.save(jwt(4102444800))
-    assert "2100-01-01T00:00:00+00:00" in cli("status").out
-
-
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=str)
 def test_status_of_an_expired_session_is_told_and_status_4(
     cli: Any, store: SessionStore, flags: List[str]
@@ -4249,6 +4244,39 @@ def test_the_command_to_run_names_the_directory_that_was_looked_at(
     cli: Any, tmp_path: Path
 ) -> None:
     assert f"-d '{tmp_path}/my files' login" in cli("-d", tmp_path / "my files", "status").err
+
+
+@pytest.mark.parametrize(
+    ("session", "told"),
+    [
+        (SESSION, "never"),
+        (LOGIN, "expiry known to the server only"),
+        (jwt(9999999999), "2286-11-20T17:46:39+00:00"),
+        (jwt(0), "expired, 1970-01-01T00:00:00+00:00"),
+        (Session(URL, Jwt("a.b.c", "u-1", "a@b.c"), ""), "expired, time not known"),
+    ],
+    ids=["key", "opaque", "live", "expired", "broken"],
+)
+def test_status_tells_until_when(
+    cli: Any, store: SessionStore, session: Session, told: str
+) -> None:
+    store.save(session)
+    status, out, _ = cli("status")
+    assert out.splitlines()[-1] == f"Expires: {told}"
+    assert status == (4 if "expired" in told else 0)
+
+
+def test_who_is_not_logged_in_and_whose_session_is_expired_are_told_apart(
+    cli: Any, store: SessionStore
+) -> None:
+    assert 'profile "default" is not logged in: run "' in cli("token").err
+    store.save(jwt(0))
+    assert 'profile "default" has a session that is expired: run "' in cli("token").err
+
+
+def test_status_asks_no_server_about_nobody(cli: Any) -> None:
+    status, out, err = cli("status", "--check", "--json")
+    assert (status, json.loads(out)["valid"], one_sentence(err)) == (4, None, True)
 
 
 NOBODY = dict.fromkeys(
@@ -6024,6 +6052,11 @@ def test_a_server_that_drips_or_says_nothing_is_left_in_time(serve: Any) -> None
     servers = [serve({VALIDATE: drip}) for drip in drips] + [serve(tls=drip) for drip in handshakes]
     assert all_in_time([server.url for server in servers])
     assert all(server.done.wait(10) for server in servers[1:6])  # the connection is closed
+
+
+def test_discovery_has_a_time_limit_of_its_own(serve: Any) -> None:
+    url = serve({WELL_KNOWN: SILENCE}).url
+    assert "in time" in refused(None, resolve_api_url, url, timeout=0.3)
 
 
 def test_a_server_that_accepts_nobody_is_left_in_time() -> None:
