@@ -130,9 +130,13 @@ def _shown_url(url: str) -> str:
     if scheme.lower() not in ("http", "https"):
         scheme, found, rest = "", "", url
     shown = re.split("[?#]", rest)[0]
-    if "@" in rest:  # with both, nobody can tell which part is which
-        shown = f"***@{rest.rpartition('@')[2]}" if shown == rest else ""
-    return f"{scheme}{found}{shown}" + ("" if len(shown) == len(rest) or "@" in shown else "***")
+    if "@" in rest and shown != rest:  # nobody can tell which part is which
+        shown = "***"
+    elif "@" in rest:
+        shown = f"***@{rest.rpartition('@')[2]}"
+    elif shown != rest:
+        shown += "***"
+    return f"{scheme}{found}{shown}"
 
 
 def _is_profile_name(name: str) -> bool:
