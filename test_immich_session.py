@@ -6498,7 +6498,7 @@ BEGIN, END = "/mark/begin", "/mark/end"
 # The operation, between two marks, in a process that has everything imported already. What it
 # says goes out before the second mark, where faults still hit it.
 OPERATION = """
-import os, sys, tempfile
+import encodings.idna, getpass, http.client, os, socket, sys, tempfile, threading, urllib.request
 sys.path.insert(0, {directory!r})
 import immich_session
 from immich_session import *
@@ -6520,7 +6520,10 @@ OPERATIONS = {
     "clear": 'store.clear("work")',
     "login": "assert main(['-d', {base!r}, 'login', '{url}', '--no-verify', '-k', '{key}', "
     "'-P', 'work']) in (0, 1)",
+    "login at a server": "assert main(['-d', {base!r}, 'login', '{server}/api', '-e', 'a@b.c', "
+    "'-p', '{password}', '-P', 'work']) in (0, 1, 3)",
 }
+GRANTED = {"accessToken": TOKEN, "userId": "u-1", "userEmail": "alice@example.com"}
 needs_strace = pytest.mark.skipif(
     STRACE is None
     or subprocess.call([STRACE, "-o", os.devnull, "true"], stderr=subprocess.DEVNULL) != 0,
@@ -6531,16 +6534,17 @@ needs_strace = pytest.mark.skipif(
 class Faults:
     """One operation, run under strace again and again in a directory made anew."""
 
-    def __init__(self, base: Path, operation: str) -> None:
+    def __init__(self, base: Path, operation: str, server: str) -> None:
         self.base = base
-        text = OPERATIONS[operation].format(base=str(base), url=URL, key=KEY)
+        facts = {"base": str(base), "url": URL, "key": KEY, "server": server, "password": PASSWORD}
         marks = {"begin": BEGIN, "end": END, "new": AFTER.to_json()}
+        text = OPERATIONS[operation].format(**facts)
         self.script = OPERATION.format(
             directory=str(MODULE.parent), base=str(base), operation=text, **marks
         )
 
-    def run(self, *inject: str) -> Tuple[int, str, List[str]]:
-        """Return exit status, output and the calls between the marks of one run."""
+    def run(self, *inject: str) -> Tuple[int, str, List[Tuple[str, str, str]]]:
+        """Return exit status, output and the calls of one run: thread, name and arguments."""
         shutil.rmtree(self.base, ignore_errors=True)
         store = SessionStore(self.base)
         store.save(BEFORE, "work")
@@ -6548,21 +6552,16 @@ class Faults:
         store.set_current_profile("work")
         log = self.base.with_suffix(".strace")
         done = subprocess.run(
-            [str(STRACE), "-qq", "-o", str(log), "-e", "trace=%file,%desc", *inject]
+            [str(STRACE), "-f", "-qq", "-o", str(log)]
+            + ["-e", "trace=%file,%desc,%network,clone,clone3", *inject]
             + [sys.executable, "-S", "-c", self.script],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
             timeout=60,
         )
-        calls = [line.split("(")[0] for line in log.read_text().splitlines() if "(" in line]
-        marks = [n for n, line in enumerate(log.read_text().splitlines()) if "/mark/" in line]
-        self.before = calls[: marks[0] + 1] if marks else []
-        return (
-            done.returncode,
-            done.stdout.decode(),
-            calls[marks[0] + 1 : marks[-1]] if marks else [],
-        )
+        calls = re.findall(r"(?m)^(\d+) +(\w+)\((.*)", log.read_text())
+        return done.returncode, done.stdout.decode(), calls
 
     def check(self, survived: bool) -> None:
         """Old or new, whole; nothing else touched; nothing left behind by a process that lived."""
@@ -6575,17 +6574,34 @@ class Faults:
         assert not (survived and left)
 
 
-def faults_of(base: Path, operation: str) -> Iterator[Tuple[Faults, str, int]]:
-    """Give each system call of an operation: its name, and how many of its name came before."""
-    faults = Faults(base, operation)
+def faults_of(faults: Faults) -> Iterator[Tuple[str, int]]:
+    """Give each system call of an operation: its name, and which of that name in its thread it is.
+
+    strace counts in each thread.  So what both the main thread and another one call can fail in
+    the main thread only: it would fail there first.
+    """
     status, output, calls = faults.run()
-    assert status == 0 and output.endswith("done\n") and "rename" in " ".join(calls + ["rename"])
-    counts: Dict[str, int] = {}
-    for name in faults.before:
-        counts[name] = counts.get(name, 0) + 1
-    for name in calls:
-        counts[name] = counts.get(name, 0) + 1
-        yield faults, name, counts[name]
+    assert status == 0 and output.endswith("done\n")
+    begin, end = (n for n, (_, _, arguments) in enumerate(calls) if "/mark/" in arguments)
+    names_in_main = {name for thread, name, _ in calls if thread == calls[0][0]}
+    counts: Dict[Tuple[str, str], int] = {}
+    given = set()
+    for n, (thread, name, _) in enumerate(calls):
+        counts[thread, name] = counts.get((thread, name), 0) + 1
+        fault = name, counts[thread, name]
+        possible = thread == calls[0][0] or name not in names_in_main
+        if begin < n < end and possible and fault not in given:
+            given.add(fault)
+            yield fault
+
+
+@pytest.fixture
+def faults(tmp_path: Path, serve: Any, operation: str) -> Faults:
+    granting = {
+        LOG_IN: Reply(201, json.dumps(GRANTED)),
+        LOG_OUT: recorded(LOG_OUT),
+    }
+    return Faults(tmp_path / "immich", operation, serve(granting).url)
 
 
 # The rest of the operations, and each error at each step, take minutes: `tox -e torture`.
@@ -6594,34 +6610,30 @@ EACH = [pytest.param(name, marks=[pytest.mark.torture] * (name != "save")) for n
 
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
-def test_a_system_call_that_fails_leaves_the_old_session_or_the_new(
-    tmp_path: Path, operation: str
-) -> None:
-    check_failures(tmp_path, operation, lambda step: ERRORS[step % len(ERRORS) :][:1])
+def test_a_system_call_that_fails_leaves_the_old_session_or_the_new(faults: Faults) -> None:
+    check_failures(faults, lambda step: ERRORS[step % len(ERRORS) :][:1])
 
 
 @needs_strace
 @pytest.mark.torture
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_error_at_any_step_leaves_anything_else(tmp_path: Path, operation: str) -> None:
-    check_failures(tmp_path, operation, lambda step: ERRORS)
+def test_no_error_at_any_step_leaves_anything_else(faults: Faults) -> None:
+    check_failures(faults, lambda step: ERRORS)
 
 
-def check_failures(tmp_path: Path, operation: str, errors: Callable[[int], Sequence[str]]) -> None:
-    steps = enumerate(faults_of(tmp_path / "immich", operation))
-    for error, (faults, name, count) in ((e, fault) for n, fault in steps for e in errors(n)):
-        status, output, _ = faults.run("-e", f"inject={name}:error={error}:when={count}")
-        assert status == 0 and "Traceback" not in output, (name, count, error, output)
-        assert KEY not in output and TOKEN not in output
-        faults.check(survived=True)
+def check_failures(faults: Faults, errors: Callable[[int], Sequence[str]]) -> None:
+    for step, (name, count) in enumerate(faults_of(faults)):
+        for error in errors(step):
+            status, output, _ = faults.run("-e", f"inject={name}:error={error}:when={count}")
+            assert status == 0 and "Traceback" not in output, (name, count, error, output)
+            assert not [secret for secret in SECRETS if secret in output]
+            faults.check(survived=True)
 
 
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
-def test_a_process_killed_at_any_step_leaves_the_old_session_or_the_new(
-    tmp_path: Path, operation: str
-) -> None:
-    for faults, name, count in faults_of(tmp_path / "immich", operation):
+def test_a_process_killed_at_any_step_leaves_the_old_session_or_the_new(faults: Faults) -> None:
+    for name, count in faults_of(faults):
         status, _, _ = faults.run("-e", f"inject={name}:signal=KILL:when={count}")
         assert status == -signal.SIGKILL
         faults.check(survived=False)
