@@ -889,17 +889,16 @@ class _Client:
             members = _members(_decode(content))
         return _Answer(status, fields.get("Location", ""), members)
 
-    def call(self, session: Session, path: str, yes: str) -> _Answer:
-        """POST as *session* and return the answer: its member *yes* is true, or Immich refused.
+    def call(self, session: Session, path: str, yes: str, *refusals: int) -> int:
+        """POST as *session* and return the status of an answer whose member *yes* is true.
 
-        A refusal counts only as one of the session: a 401, or that a key lacks a permission.
+        Return it as well if Immich refused with one of *refusals*; all else is an error.
         """
         base = session.server_url.rstrip("/")
         answer = self.request("POST", base + path, session.headers())
-        refusals = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
         told = answer.status in refusals and answer.refusal() is not None
         if told or answer.get(yes) is True:
-            return answer
+            return answer.status
         raise self.refused(base, path, answer)
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
@@ -1136,9 +1135,7 @@ def login_api_key(
     client = _Client(extra_headers, timeout, key)
     base = _resolve(client, server_url)
     session = Session.create(base, ApiKey(key, name), extra_headers)
-    answer = client.call(session, _VALIDATE, "authStatus")
-    if answer.status == 401:
-        raise client.refused(base, _VALIDATE, answer)
+    client.call(session, _VALIDATE, "authStatus", 403)  # see is_valid
     if name is not None:
         return session
     return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
@@ -1164,8 +1161,9 @@ def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
     sent, ServerUnreachableError, and ServerError for any answer but yes and no.
     """
     # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
+    refusals = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
     client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
-    return client.call(session, _VALIDATE, "authStatus").status != 401
+    return client.call(session, _VALIDATE, "authStatus", *refusals) != 401
 
 
 def logout(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1177,7 +1175,7 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     if isinstance(session.auth, ApiKey):
         return False
     client = _Client(session.extra_headers, timeout, session.auth.access_token)
-    return client.call(session, "/auth/logout", "successful").status != 401
+    return client.call(session, "/auth/logout", "successful", 401) != 401
 
 
 # The official CLI's auth.yml
