@@ -1227,12 +1227,11 @@ def _silence(stream: Any) -> None:
         os.close(null)
 
 
-def _say(message: object, *_: Any, **__: Any) -> None:
+def _say(message: object) -> None:
     """Tell a person something on standard error, if there is one (print takes None for stdout)."""
-    prefix = "immich_session: warning" if isinstance(message, Warning) else "immich_session"
     if sys.stderr is not None:
         try:
-            print(_printable(f"{prefix}: {message}"), file=sys.stderr, flush=True)
+            print(_printable(f"immich_session: {message}"), file=sys.stderr, flush=True)
         except (OSError, ValueError):
             _silence(sys.stderr)
 
@@ -1730,7 +1729,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _say
+        warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         try:
             args, surplus = _parser().parse_known_args(argv)
             if surplus:  # not echoed: it may be a key
