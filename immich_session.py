@@ -1682,13 +1682,12 @@ _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str]] = {
 
 def _parser() -> Any:
     import argparse
+    import functools
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
             # A fixed width, because to look at the terminal argparse loads half a dozen modules.
-            def formatter(prog: str) -> argparse.HelpFormatter:
-                return argparse.HelpFormatter(prog, width=90)
-
+            formatter = functools.partial(argparse.HelpFormatter, width=90)
             super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
         def print_help(self, _: Any = None) -> None:
