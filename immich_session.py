@@ -1666,17 +1666,16 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "--check": {"action": "store_true", "help": "ask the server too"},
     "--json": {"action": "store_true", "help": "for programs"},
 }
-_LOGIN = "SERVER|-P --profile|-k --api-key|-e --email|-p --password|-n --name|-H --header"
 _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str]] = {
-    "login": (_login, "store a session", f"{_LOGIN}|--no-verify|--timeout"),
-    "logout": (_logout, "end and remove a session", "-P --profile|--all|--local|--timeout"),
-    "status": (_status, "tell which session is used", "-P --profile|--check|--json|--timeout"),
+    "login": (_login, "store a session", "SERVER -P -k -e -p -n -H --no-verify --timeout"),
+    "logout": (_logout, "end and remove a session", "-P --all --local --timeout"),
+    "status": (_status, "tell which session is used", "-P --check --json --timeout"),
     "profile list": (_profile_list, "list the profiles that have a session", "--json"),
     "profile current": (_profile_current, "print the current profile", ""),
     "profile switch": (_profile_switch, "make another profile the current one", "NAME"),
-    "token": (_token, "print the bare secret", "-P --profile"),
-    "exec": (_exec, "run a command with the session in its environment", "-P --profile|COMMAND"),
-    "import": (_import, "store the session of the official CLI", "FILE|-P --profile"),
+    "token": (_token, "print the bare secret", "-P"),
+    "exec": (_exec, "run a command with the session in its environment", "-P COMMAND"),
+    "import": (_import, "store the session of the official CLI", "FILE -P"),
 }
 
 
@@ -1706,6 +1705,7 @@ def _parser() -> Any:
     )
     parser.set_defaults(run=None, parser=parser)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=_COMMAND)}
+    arguments = {key.split()[0]: (key.split(), value) for key, value in _OPTIONS.items()}
     for name, (run, text, options) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         if group not in groups:
@@ -1714,8 +1714,9 @@ def _parser() -> Any:
             groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{_COMMAND} {group}")
         command = groups[group].add_parser(verb, help=text, description=text)
         command.set_defaults(run=run, parser=command)
-        for option in filter(None, options.split("|")):
-            command.add_argument(*option.split(), **_OPTIONS[option])
+        for option in options.split():
+            names, settings = arguments[option]
+            command.add_argument(*names, **settings)
     return parser
 
 
