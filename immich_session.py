@@ -1536,7 +1536,7 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         current = store.get_current_profile()
     except (InvalidProfileError, InvalidSessionError) as error:
         _say(error)
-    rows, lines = [], []
+    rows = []
     for name in store.list_profiles():
         session, problem = None, None
         try:
@@ -1548,16 +1548,19 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         facts = _facts(session)
         shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
         rows.append({"name": name, "current": name == current, **shown, "error": problem})
-        told = f"broken: {problem}" if problem else f"{shown['server_url']}  {shown['method']}"
-        told += "  expired" if shown["expired"] else ""
-        lines.append(_printable(f"{'*' if name == current else ' '} {name}  {told}"))
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
-        _emit("\n".join(lines), "backslashreplace")
+        _emit("\n".join(map(_profile_line, rows)), "backslashreplace")
     else:
         _say("no profile has a session")
     return 0
+
+
+def _profile_line(row: Mapping[str, object]) -> str:
+    told = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
+    expired = "  expired" if row["expired"] else ""
+    return _printable(f"{'*' if row['current'] else ' '} {row['name']}  {told}{expired}")
 
 
 def _profile_current(_: Any, store: SessionStore) -> int:
