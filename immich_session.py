@@ -1438,11 +1438,12 @@ def _new_session(
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all and args.profile is not None:
         args.parser.error("--all and -P do not go together")
-    names = store._profile_names() if args.all else []
-    profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
-    if not args.all:
+    if args.all:
+        names = store._profile_names()
+        profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
+    else:
         profiles = [_settled_profile(args, store)]
-    elif not profiles:
+    if not profiles:
         _say("there is no profile to log out of")
     statuses = [0]
     for profile in profiles:
