@@ -860,11 +860,11 @@ class _Client:
         values = list(extra_headers.values())
         whole = {*secrets, *values, *(value.split(" ")[-1] for value in values)} - {""}
         forms = [json.dumps(each, ensure_ascii=a)[1:-1] for each in whole for a in (True, False)]
-        self.secrets = sorted({*whole, *forms}, key=len)
+        self.secrets = sorted({*whole, *forms}, key=len, reverse=True)  # one may be part of another
 
     def told(self, text: str) -> str:
         """Return what a server said as it may be shown: no secret of ours, no controls, short."""
-        for secret in reversed(self.secrets):  # one may be a part of another
+        for secret in self.secrets:
             text = text.replace(secret, "***")
         return _printable(text[:200])[:200]
 
@@ -1102,11 +1102,10 @@ def login_password(
     with status 401 means that the server does not accept the password.
     """
     client = _Client(extra_headers, timeout, password)
-    try:
+    body = None
+    with contextlib.suppress(UnicodeEncodeError):
         body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        body = b""
-    if not body:
+    if body is None:
         raise InvalidSessionError("email and password: expected Unicode text")
     base = _resolve(client, server_url)
     content_type = {"Content-Type": "application/json"}
