@@ -179,8 +179,8 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     )
 
 
-def _origin(url: str) -> re.Match[str]:
-    """Match a URL that a server named, whose query is none of our business."""
+def _url_parts(url: str) -> re.Match[str]:
+    """Match a URL without its query, which is a server's own business."""
     return _checked_url(re.split("[?#]", url)[0])
 
 
@@ -565,7 +565,7 @@ def _sweep(path: str, age: float) -> None:
     directory, name = os.path.split(path)
     pattern = re.compile(re.escape(f".{name}.") + r"[a-z0-9_]{8}\.tmp")
     with contextlib.suppress(OSError):
-        for entry in filter(pattern.fullmatch, os.listdir(directory or os.curdir)):
+        for entry in filter(pattern.fullmatch, os.listdir(directory)):
             temporary = os.path.join(directory, entry)
             with contextlib.suppress(OSError):
                 if time.time() - os.lstat(temporary).st_mtime >= age:
@@ -934,7 +934,7 @@ class _Client:
 
         with contextlib.suppress(ValueError):
             target = urllib.parse.urljoin(url, reference)
-            old, new = (_origin(each) for each in (url, target))
+            old, new = (_url_parts(each) for each in (url, target))
             ports = [int(m["port"] or {"http": 80, "https": 443}[m["scheme"]]) for m in (old, new)]
             if (
                 old["host"].lower() == new["host"].lower()
@@ -1044,7 +1044,7 @@ def _where(url: str) -> str:
     """Return the URL as the subject of an error; it names the proxy, if one is in use."""
     import urllib.request
 
-    match = _origin(url)
+    match = _url_parts(url)
     proxy = urllib.request.getproxies().get(match["scheme"])
     if not proxy or urllib.request.proxy_bypass(match["netloc"]):
         return _shown_url(url)
@@ -1065,8 +1065,8 @@ def _resolve(client: _Client, server_url: str) -> str:
         raise ServerError(f"{_where(url)}: it redirects without end", answer.status)
     if answer.status == 404 or answer.members is None:
         place, _, path = re.split("[?#]", target)[0].rpartition(_WELL_KNOWN)
-        if path or not place:  # a redirect led elsewhere on the server: only its origin counts
-            place = _origin(target)["origin"] + (_origin(url)["path"] or "")
+        if path:  # a redirect led elsewhere on the server: only its origin counts
+            place = _url_parts(target)["origin"] + (_url_parts(url)["path"] or "")
         return _with_api(place)
     api = answer.get("api")
     endpoint = dict(api).get("endpoint") if isinstance(api, tuple) else None
