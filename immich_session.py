@@ -1179,6 +1179,9 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
 
 # The official CLI's auth.yml
 
+# What is no plain string: other syntax, null, and "a: b" within a line.
+_NOT_PLAIN = r"[]#[{},>|*&!%@`?\"'-]|(~|null|Null|NULL)$|.*:(\s|$)"
+
 
 def _yaml_string(text: str) -> Optional[str]:
     """Return the string behind a "name:" (YAML 1.2 §7.3), None if it is anything else."""
@@ -1190,11 +1193,7 @@ def _yaml_string(text: str) -> Optional[str]:
             return str(json.loads(quoted[1]))  # a JSON string is a YAML one
         return None
     plain = re.split(r"\s#", text)[0].rstrip()
-    if re.match(r"[]#[{},>|*&!%@`?\"'-]|(~|null|Null|NULL)$", plain) or re.search(
-        r":(\s|$)", plain
-    ):
-        return None
-    return plain
+    return None if re.match(_NOT_PLAIN, plain) else plain
 
 
 def _parse_auth_yml(text: str) -> Tuple[str, str]:
