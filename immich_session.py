@@ -1344,14 +1344,13 @@ def _settled_profile(args: Any, store: SessionStore) -> str:
         raise type(error)(f"{error}; name the profile with -P") from None
 
 
-def _switches(args: Any, store: SessionStore) -> bool:
-    """Tell whether a profile becomes current: if it was named, or is the first one ever."""
-    return args.profile is not None or not store.list_profiles()
+def _store_session(args: Any, store: SessionStore, session: Session, profile: str) -> int:
+    """Save a session and tell what is stored where.
 
-
-def _store_session(store: SessionStore, session: Session, profile: str, switch: bool) -> int:
-    """Save a session, make its profile current if wanted, and tell what is stored where."""
+    Its profile becomes current if it was named, or is the first one ever.
+    """
     try:
+        switch = args.profile is not None or not store.list_profiles()
         store.save(session, profile)
     except SessionError:
         with contextlib.suppress(SessionError):
@@ -1389,7 +1388,6 @@ def _check_login_flags(args: Any) -> None:
 def _login(args: Any, store: SessionStore) -> int:
     _check_login_flags(args)
     profile = _settled_profile(args, store)
-    switch = _switches(args, store)
     old = _renewed(args, store, profile)
     if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
         args.email = old.auth.email
@@ -1406,7 +1404,7 @@ def _login(args: Any, store: SessionStore) -> int:
             raise
         hint = f"if the server has no https, write http://{args.SERVER}"
         raise ServerUnreachableError(f"{error}; {hint}") from None
-    return _store_session(store, session, profile, switch)
+    return _store_session(args, store, session, profile)
 
 
 def _new_session(
@@ -1633,8 +1631,7 @@ def _import(args: Any, store: SessionStore) -> int:
     url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
     _check_secret(key, f"{_printable(path)}: key")
     url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
-    session = Session.create(url, ApiKey(key))
-    return _store_session(store, session, profile, _switches(args, store))
+    return _store_session(args, store, Session.create(url, ApiKey(key)), profile)
 
 
 # Command line: its grammar
