@@ -172,8 +172,13 @@ _URL = (
 def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     """Match http or https, a host, a port and a path: no user name, query or fragment."""
     match = re.fullmatch(_URL, url, re.ASCII)
-    if match and int(match["port"] or 80) in range(1, 65536):
-        return match
+    with contextlib.suppress(ValueError):
+        if match and int(match["port"] or 80) in range(1, 65536):
+            if match["host"].startswith("["):
+                import ipaddress
+
+                ipaddress.IPv6Address(match["host"][1:-1])
+            return match
     raise InvalidSessionError(
         f"{source}: expected an http(s) URL with a host, and no user name, query or fragment"
     )
@@ -188,8 +193,12 @@ def _normalised_url(typed: str, source: str = "server_url") -> str:
     """Return the URL that a person means by *typed*: https by default, no trailing slash."""
     scheme, found, rest = typed.strip().rpartition("://")
     host, slash, path = rest.partition("/")
-    with contextlib.suppress(UnicodeError):  # stays as it is, and is refused below
-        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    if not host.isascii():
+        import urllib.parse
+
+        with contextlib.suppress(ValueError):  # stays as it is, and is refused below
+            urllib.parse.urlsplit(f"//{host}")  # refuses what IDNA would turn into a slash
+            host = host.encode("idna").decode("ascii")
     url = f"{scheme.lower() if found else 'https'}://{host}{slash}{path}".rstrip("/")
     _checked_url(url, source)
     return url

@@ -527,6 +527,7 @@ NO_HOSTS = [
     *("a@b/api", "a:hunter2@b/", ":hunter2@b/", "@b/", "@", "a＠b/", "hunter2\\@b", "a;hunter2"),
     *("a/api?hunter2", "a?hunter2", "a/api#hunter2", "a#hunter2", "a?", "a/?", "a#", "a/#"),
     *("a/\n", "a\n", "a ", " a", "a b/", "a/b c", "a/\r\nX: 1", "a/\0", "a/\x7f", "a\t/", "a/é"),
+    *("[:::1]:80/", "[1:2]", "[]", "[::1%lo]", "[::1.2]", "[1.2.3.4]/api"),
     *("a:0", "a:65536", "a:99999", "a:x", "a:٣", "a:-1", "a:1:2", "a:+1", "a\u2044b/", "a\ud800/"),
 ]
 NO_SCHEMES = [
@@ -3183,6 +3184,7 @@ def test_the_environment_is_the_processs_own_unless_one_is_given(
         ("http://[::1]:2283", "http://[::1]:2283/api"),
         ("https://example.com/photos/", "https://example.com/photos/api"),
         ("https://example.com/myapi", "https://example.com/myapi/api"),
+        ("Bücher.example:8080/x", "https://xn--bcher-kva.example:8080/x/api"),
     ],
 )
 def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
@@ -3207,6 +3209,9 @@ def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
         f"https://photos.example.com/\n{TOKEN}",
         f"https://photos example.com/{TOKEN}",
         f"https://{TOKEN * 2}.example.com",
+        f"https://{TOKEN}\uff0f.example.com",  # which IDNA turns into a slash
+        f"https://{TOKEN}\u2100.example.com",  # a/c
+        f"https://{TOKEN}\uff1a80",
         " ",
     ],
     ids=hidden,
