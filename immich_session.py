@@ -238,6 +238,8 @@ def _check_extra_headers(headers: Mapping[str, str]) -> None:
 # refuses the names NaN and Infinity, which are not JSON.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=int)
 
+_NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
+
 
 def _decode(text: Union[str, bytes]) -> object:
     """Return the value of a JSON text (RFC 8259); raise InvalidSessionError, which names no value.
@@ -254,7 +256,7 @@ def _decode(text: Union[str, bytes]) -> object:
     except RecursionError:
         problem = "it is nested too deeply"
     except UnicodeError:
-        problem = "it is not UTF-8, or has unpaired surrogates"
+        problem = _NOT_UNICODE
     except json.JSONDecodeError as error:
         problem = f"it is not JSON (line {error.lineno}, column {error.colno})"
     except ValueError:
@@ -263,8 +265,8 @@ def _decode(text: Union[str, bytes]) -> object:
 
 
 def _members(value: object, where: str = "") -> Dict[str, object]:
-    """Return the members of a decoded object; of one given twice the last counts."""
-    if not isinstance(value, tuple):
+    """Return the members of an object; of one given twice the last counts."""
+    if not isinstance(value, (tuple, dict)):
         raise InvalidSessionError(f"{where}expected an object")
     return dict(value)
 
@@ -278,11 +280,18 @@ def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
     raise InvalidSessionError(f"{_printable(path)}: {problem}")
 
 
+def _text(value: object, *where: str) -> str:
+    """Return a string that can be written as UTF-8; refuse all else, and say where it stands."""
+    problem = "expected a string"
+    if isinstance(value, str):
+        if value.isascii() or not re.search("[\ud800-\udfff]", value):
+            return value
+        problem = _NOT_UNICODE
+    raise InvalidSessionError(f"{_printable(''.join(where))}: {problem}")
+
+
 def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
-    value = members.get(name)
-    if not isinstance(value, str):
-        raise InvalidSessionError(f"{parent}{_printable(name)}: expected a string")
-    return value
+    return _text(members.get(name), parent, name)
 
 
 # JWT
@@ -337,6 +346,9 @@ class ApiKey:
 
 AuthMethod = Union[Jwt, ApiKey]
 
+# What a session.json has under the type of its method.
+_MEMBERS = {"jwt": ("access_token", "user_id", "email"), "api_key": ("key", "name")}
+
 
 @dataclass(frozen=True)
 class Session:
@@ -370,22 +382,24 @@ class Session:
 
         Raise InvalidSessionError, which names the member and never its value.
         """
-        top = _members(_decode(text))
+        return cls._from_members(_members(_decode(text)))
+
+    @classmethod
+    def _from_members(cls, top: Mapping[str, object]) -> Session:
         auth = _members(top.get("auth"), "auth: ")
         method = _string(auth, "type", "auth.")
-        if method not in ("jwt", "api_key"):
+        if method not in _MEMBERS:
             raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
         members = _members(auth.get(method), f"auth.{method}: ")
-        names = ["access_token", "user_id", "email"] if method == "jwt" else ["key", "name"]
-        if method == "api_key" and members.get("name") is None:  # which is no name, as none is
-            names.remove("name")
+        # Only a key's name may be left out, or null, which is no name as well.
+        names = [n for n in _MEMBERS[method] if n != "name" or members.get(n) is not None]
         values = [_string(members, name, f"auth.{method}.") for name in names]
         headers = _members(top.get("headers", ()), "headers: ")
         return cls(
             _string(top, "server_url"),
             Jwt(*values) if method == "jwt" else ApiKey(*values),
             _string(top, "created_at"),
-            {name: _string(headers, name, "headers.") for name in headers},
+            {_text(n, "headers: a name"): _string(headers, n, "headers.") for n in headers},
         )
 
     def to_json(self) -> str:
@@ -394,7 +408,8 @@ class Session:
         Raise InvalidSessionError where ``from_json`` would refuse the text.
         """
         method = _method(self.auth)
-        members = {name: value for name, value in vars(self.auth).items() if value is not None}
+        values = {name: getattr(self.auth, name, None) for name in _MEMBERS[method]}
+        members = {name: value for name, value in values.items() if value is not None}
         top = {
             "server_url": self.server_url,
             "auth": {"type": method, method: members},
@@ -402,10 +417,8 @@ class Session:
         }
         if self.extra_headers:
             top["headers"] = self.extra_headers
-        # What JSON does not know becomes a list, which is no string, and is refused by its name.
-        text = json.dumps(top, indent=2, ensure_ascii=False, default=lambda _: [])
-        Session.from_json(text)
-        return text
+        self._from_members(top)
+        return json.dumps(top, indent=2, ensure_ascii=False)
 
     def is_expired(self, leeway: float = 60) -> bool:
         """Tell whether the session is known to end within *leeway* seconds.
