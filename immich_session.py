@@ -360,10 +360,10 @@ class Session:
     and every request check them.
     """
 
-    server_url: str
+    server_url: str = field(repr=False)  # may hold a user name and a password
     auth: AuthMethod
     created_at: str
-    extra_headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    extra_headers: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_headers", dict(self.extra_headers))

@@ -1326,6 +1326,15 @@ def test_a_repr_names_the_account() -> None:
     assert repr(SESSION.auth) == "ApiKey(name='cli')"
 
 
+def test_no_secret_is_in_the_repr_of_a_subclass() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(Session):
+        note: str = ""
+
+    own = Own(URL.replace("://", f"://me:{HEADER}@"), ApiKey(KEY), "then", CANARIES, "mine")
+    assert "mine" in repr(own) and not leaks(repr(own))
+
+
 def test_a_login_is_described_a_line_each() -> None:
     *lines, last = str(LOGIN).splitlines()
     assert lines == [
