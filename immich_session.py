@@ -722,11 +722,11 @@ class SessionStore:
             text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
         _write_file(path, text.encode("utf-8"))
 
-    def _profile_names(self) -> List[str]:
-        """Return, sorted, what stands in profiles/ and is a profile name, logged in or not."""
+    def _entries(self) -> List[str]:
+        """Return, sorted, what stands in profiles/, be it a profile or not."""
         profiles = self._path("profiles")
         try:
-            return sorted(filter(_is_profile_name, os.listdir(profiles)))
+            return sorted(os.listdir(profiles))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -735,7 +735,8 @@ class SessionStore:
     def list_profiles(self) -> List[str]:
         """Return the profiles that have a session.json, sorted; open none of them."""
         profiles = self._path("profiles")
-        return [n for n in self._profile_names() if _exists(f"{profiles}/{n}/session.json")]
+        names = filter(_is_profile_name, self._entries())
+        return [name for name in names if _exists(f"{profiles}/{name}/session.json")]
 
     def save(self, session: Session, profile: Optional[str] = None) -> None:
         """Store a session, as a whole or not at all.
@@ -1457,8 +1458,8 @@ def _logout(args: Any, store: SessionStore) -> int:
     if args.all and args.profile is not None:
         args.parser.error("--all and -P do not go together")
     if args.all:
-        names = store._profile_names()
-        profiles = [name for name in names if os.path.isdir(store._path("profiles", name))]
+        directory = store._path("profiles")
+        profiles = [n for n in store._entries() if os.path.isdir(os.path.join(directory, n))]
     else:
         profiles = [_settled_profile(args, store)]
     if not profiles:

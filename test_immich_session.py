@@ -4263,6 +4263,25 @@ def test_logout_of_all_has_no_word_for_what_is_no_directory(
     assert one_sentence(err) and ".DS_Store" not in err
 
 
+def test_logout_of_all_leaves_no_secret_behind_without_a_word(
+    cli: Any, base: Path, store: SessionStore
+) -> None:
+    store.save(SESSION, "z")
+    for name in (" x", "a\tb"):  # as only another program makes them
+        write_session(base, SESSION.to_json(), name)
+    status, _, err = cli("logout", "--local", "--all")
+    assert (status, store.list_profiles()) == (1, [])
+    assert sentences(err) and "' x'" in err and "'a\\tb'" in err and '"z"' in err
+
+
+def test_logout_removes_a_session_that_no_request_can_use(cli: Any, store: SessionStore) -> None:
+    for auth in (SESSION.auth, LOGIN.auth):
+        store.save(Session("http://[:::1]/api", auth, ""))
+        status, _, err = cli("logout")
+        assert sentences(err) and store.load() is None
+        assert status == (0 if auth is SESSION.auth else 1)
+
+
 # Command line: status
 
 
