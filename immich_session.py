@@ -829,8 +829,9 @@ def _usable(session: Optional[Session], profile: Optional[str], store: SessionSt
     import shlex
 
     problem = "is not logged in" if session is None else "has a session that is expired"
-    where = "" if store._base_dir is None else f" -d {shlex.quote(store._base_dir)}"
-    command = f"{_COMMAND}{where} login SERVER -P {shlex.quote(str(profile))}"
+    base = store._base_dir
+    where = "" if base is None else f" --config-directory={shlex.quote(base)}"
+    command = f"{_COMMAND}{where} login SERVER --profile={shlex.quote(str(profile))}"
     remedy = f'run "{command}", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY'
     raise NotLoggedInError(f'profile "{profile}" {problem}: {remedy}', profile)
 

@@ -4323,14 +4323,15 @@ def test_status_without_a_session_is_status_4_and_says_what_to_run(
     assert bool(out) is bool(flags)
 
 
-def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Any) -> None:
-    assert "-P 'my photos'" in cli("status", "-P", "my photos").err
-
-
-def test_the_command_to_run_names_the_directory_that_was_looked_at(
-    cli: Any, tmp_path: Path
+@pytest.mark.parametrize("profile", ["work", "my photos", "-work", "--json", "a=b"])
+def test_the_command_to_run_can_be_pasted_into_a_shell(
+    cli: Any, tmp_path: Path, profile: str
 ) -> None:
-    assert f"-d '{tmp_path}/my files' login" in cli("-d", tmp_path / "my files", "status").err
+    err = cli("-d", tmp_path / "my files", "status", f"-P={profile}").err
+    command = shlex.split(err.split('run "')[1].split('", or')[0])
+    assert command[:3] == ["python", "-m", "immich_session"]
+    assert cli(*command[3:], "--no-verify", f"-k={KEY}").status == 0
+    assert SessionStore(tmp_path / "my files").list_profiles() == [profile]
 
 
 @pytest.mark.parametrize(
