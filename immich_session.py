@@ -886,6 +886,10 @@ class _Client:
         forms = [json.dumps(each, ensure_ascii=a)[1:-1] for each in whole for a in (True, False)]
         self.secrets = sorted({*whole, *forms}, key=len, reverse=True)  # one may be part of another
 
+    def betrays(self, text: str) -> bool:
+        """Tell whether a server put a secret of ours into what is to be stored and shown."""
+        return any(secret in text for secret in self.secrets)
+
     def told(self, text: str) -> str:
         """Return what a server said as it may be shown: no secret of ours, no controls, short."""
         for secret in self.secrets:
@@ -1138,6 +1142,8 @@ def login_password(
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
     if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
         raise client.refused(base, "/auth/login", answer)
+    user_id = "" if client.betrays(user_id) else user_id
+    user_email = email if client.betrays(user_email) else user_email
     return Session.create(base, Jwt(token, user_id, user_email), extra_headers)
 
 
@@ -1171,7 +1177,7 @@ def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[
     with contextlib.suppress(ServerError):
         answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
         name, permissions = answer.get("name"), answer.get("permissions")
-    if not isinstance(name, str) or _secret_of(session.auth) in name:
+    if not isinstance(name, str) or client.betrays(name):
         name = None
     permissions = permissions if isinstance(permissions, list) else []
     return name, [client.told(each) for each in permissions if isinstance(each, str)]

@@ -5477,6 +5477,7 @@ PLEASING = '{"accessToken":"t","userId":"u","userEmail":"e","authStatus":true,"s
 UNTRUE = PLEASING.replace('"t"', '""')
 CHUNKED = "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n"
 SIZED = "HTTP/1.1 201 Created\r\nContent-Length: "
+GRANTED = {"accessToken": TOKEN, "userId": "u-1", "userEmail": "alice@example.com"}
 REDIRECTS = [301, 302, 303, 307, 308]
 BY_KEY, BY_PASSWORD = ["-k", "-"], ["-e", EMAIL, "-p", "-"]
 EITHER = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
@@ -5723,6 +5724,17 @@ def test_a_key_gets_its_name_from_a_server_that_tells_it(immich: Server, kind: s
 def test_no_failure_to_get_the_name_of_a_key_matters(server: Server, answer: Answer) -> None:
     server.answers[ME] = answer
     assert login_api_key(server.url, KEY, timeout=0.3).auth == ApiKey(KEY)
+
+
+def test_what_a_server_echoes_does_not_become_a_name(server: Server) -> None:
+    server.answers[ME] = Reply(200, json.dumps({"name": f"my {HEADER}", "permissions": []}))
+    assert by_key(server.url, extra_headers=EXTRA).auth == ApiKey(KEY)
+    for member, auth in (
+        ("userEmail", Jwt(TOKEN, "u-1", EMAIL)),
+        ("userId", Jwt(TOKEN, "", "alice@example.com")),
+    ):
+        server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, member: f"my {PASSWORD}"}))
+        assert by_password(server.url).auth == auth
 
 
 @pytest.mark.parametrize("why", ["wrong password", "no passwords", "both bad", "bad key"])
@@ -6602,7 +6614,6 @@ OPERATIONS = {
     "login at a server": "assert main(['-d', {base!r}, 'login', '{server}/api', '-e', 'a@b.c', "
     "'-p', '{password}', '-P', 'work']) in (0, 1, 3)",
 }
-GRANTED = {"accessToken": TOKEN, "userId": "u-1", "userEmail": "alice@example.com"}
 needs_strace = pytest.mark.skipif(
     STRACE is None
     or subprocess.call([STRACE, "-o", os.devnull, "true"], stderr=subprocess.DEVNULL) != 0,
