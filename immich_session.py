@@ -71,6 +71,7 @@ _COMMAND = "python -m immich_session"
 _FILE_LIMIT = 1 << 20  # bytes: no session is larger, and nobody can make us read a whole disk
 _STDIN_LIMIT = 1 << 16  # bytes
 _STALE = 60.0  # seconds: a save that takes longer than this was killed
+_LONGEST = 86_400.0  # seconds: a longer time limit is none, and sockets cannot count much farther
 
 
 # Errors
@@ -880,7 +881,7 @@ class _Client:
     def __init__(self, extra_headers: Mapping[str, str], timeout: float, *secrets: str) -> None:
         _check_extra_headers(extra_headers)
         self.extra_headers = dict(extra_headers)
-        self.timeout = timeout
+        self.timeout = min(timeout, _LONGEST)
         values = list(extra_headers.values())
         whole = {*secrets, *values, *(value.split(" ")[-1] for value in values)} - {""}
         forms = [json.dumps(each, ensure_ascii=a)[1:-1] for each in whole for a in (True, False)]
@@ -1006,14 +1007,14 @@ def _exchange(request: Any, timeout: float) -> Any:
         worker.start()
     except RuntimeError as error:  # the system gives out no more threads
         return error
-    worker.join(min(timeout, threading.TIMEOUT_MAX))
-    if outcome:
-        return outcome[0]
-    late.set()
-    for connected in sockets:
-        with contextlib.suppress(OSError):
-            connected.shutdown(socket.SHUT_RDWR)
-    return TimeoutError()
+    try:
+        worker.join(timeout)
+        return outcome[0] if outcome else TimeoutError()
+    finally:  # also when Ctrl-C ends the wait
+        late.set()
+        for connected in sockets:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
 
 def _opener(sockets: List[Any], late: Any) -> Any:
@@ -1668,7 +1669,7 @@ def _import(args: Any, store: SessionStore) -> int:
 
 
 def _seconds(text: str) -> float:
-    if not 0 < float(text) <= 86_400:
+    if not 0 < float(text) <= _LONGEST:
         raise ValueError
     return float(text)
 

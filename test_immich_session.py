@@ -6181,6 +6181,30 @@ def test_no_secret_is_sent_once_time_is_up(proxy: Server, secure: Any) -> None:
     assert proxy.done.wait(10) and proxy.lines == ["CONNECT photos.test:443"]
 
 
+def test_no_secret_is_sent_once_ctrl_c_is_pressed(
+    proxy: Server, secure: Any, monkeypatch: Any
+) -> None:
+    proxy.inside, willing = secure().tls, threading.Event()
+    pressed = threading.Event()
+
+    def press(timeout: float) -> bool:
+        if not pressed.is_set():
+            pressed.set()
+            os.kill(os.getpid(), signal.SIGINT)
+        return willing.wait(timeout)
+
+    monkeypatch.setattr(proxy.willing, "wait", press)
+    with pytest.raises(KeyboardInterrupt):
+        validity("https://photos.test", timeout=60)
+    willing.set()
+    assert proxy.done.wait(10) and proxy.lines == ["CONNECT photos.test:443"]
+
+
+@pytest.mark.parametrize("timeout", [1e9, float("inf")])
+def test_a_time_limit_may_be_none(server: Server, timeout: float) -> None:
+    assert validity(server.url, timeout=timeout)
+
+
 # The commands that ask a server
 
 
