@@ -934,20 +934,28 @@ class _Client:
         """Return the error that says what an answer means that is not what was asked for."""
         status, refusal = answer.status, answer.refusal()
         if status in _REDIRECTS:
-            address = answer.location
-            address = address[: -len(path)] if address.endswith(path) else address
-            problem = f"it redirects: use the address {self.told(_shown_url(address))} instead"
+            problem = self._other_address(base, path, answer.location)
         elif status == 404 and self._is_in_maintenance(base):
             problem = "the server is in maintenance mode: try again later"
         elif status == 404:
             problem = "there is no Immich API (status 404): is this the right address?"
         elif refusal is not None:
-            problem = f"the server refused: {self.told(refusal)} (status {status})"
+            problem = f"the server refused: {self.told(refusal) or 'no reason'} (status {status})"
         elif status < 300:
             problem = "the answer is not Immich's (a web page?): is this the right address?"
         else:
             problem = f"no Immich server, or something in front of it, refused (status {status})"
         return ServerError(f"{_where(base)}: {problem}", status)
+
+    def _other_address(self, base: str, path: str, location: str) -> str:
+        import urllib.parse
+
+        if not location:
+            return "it redirects, and does not say where"
+        with contextlib.suppress(ValueError):  # no URL: shown as it is
+            location = urllib.parse.urljoin(base + path, location)
+        address = location[: -len(path)] if location.endswith(path) else location
+        return f"it redirects: use the address {self.told(_shown_url(address))} instead"
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
@@ -1052,6 +1060,7 @@ def _unreachable_because(error: Exception) -> str:
     """Return in plain words why there is no complete answer; nothing, if the error has words."""
     import http.client
     import socket
+    import urllib.error
 
     ssl = sys.modules.get("ssl")  # some Pythons have none
     if isinstance(error, (socket.gaierror, UnicodeError)):
@@ -1062,6 +1071,8 @@ def _unreachable_because(error: Exception) -> str:
         return "it does not speak TLS as expected: is it an http server?"
     if isinstance(error, (TimeoutError, socket.timeout)):
         return "there was no complete answer in time"
+    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
+        return "the address of the proxy cannot be used"  # the other one is checked
     if isinstance(error, (http.client.HTTPException, EOFError)):
         return "the answer was cut short, or is no HTTP"
     if isinstance(error, OSError):

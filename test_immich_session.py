@@ -5998,6 +5998,20 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
         assert not other.asked and server.lines[-1] == line
 
 
+@pytest.mark.parametrize(
+    "location, told",
+    [
+        ("", "it redirects, and does not say where"),
+        ("/login", "use the address {url}/login instead"),
+        ("//127.0.0.1/login", "use the address http://127.0.0.1/login instead"),
+        ("https://127.0.0.1/api/auth/login", "use the address https://127.0.0.1/api instead"),
+    ],
+)
+def test_a_redirect_is_told_as_an_address(server: Server, location: str, told: str) -> None:
+    server.answers[LOG_IN] = redirect(location)
+    assert refused(301, by_password, server.url).endswith(told.format(url=server.url))
+
+
 # Certificates, names and proxies
 
 
@@ -6062,6 +6076,13 @@ def test_a_failure_names_the_proxy(proxy: Server, scheme: str, answer: Answer) -
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: Any, shape: str) -> None:
     monkeypatch.setenv("http_proxy", shape.format(f"me:{PROXY_PASSWORD}@{NOWHERE}"))
     assert NOWHERE in refused(None, validity, "http://photos.test")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:x", "http://", "/", "http://me:p@"])
+def test_a_proxy_whose_address_is_none_is_told(monkeypatch: Any, address: str) -> None:
+    monkeypatch.setenv("http_proxy", address)
+    told = "the address of the proxy cannot be used"
+    assert refused(None, validity, "http://photos.test").endswith(told)
 
 
 @pytest.mark.parametrize("listed", ["127.0.0.1", "HOST", "*"])
