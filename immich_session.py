@@ -1399,7 +1399,11 @@ def _store_session(args: Any, store: SessionStore, session: Session, profile: st
             logout(session)  # nobody else knows its token
         raise
     if switch:
-        store.set_current_profile(profile)
+        try:
+            store.set_current_profile(profile)
+        except SessionError as error:
+            problem = f'the session is stored in profile "{profile}", which is not current: {error}'
+            raise SessionError(problem) from None
     auth = session.auth
     who = auth.email if isinstance(auth, Jwt) else f"API key {auth.name or '<unnamed>'}"
     suffix = ", which is now the current one" if switch else ""

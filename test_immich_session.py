@@ -6251,6 +6251,16 @@ def test_a_login_that_cannot_be_stored_is_ended_on_the_server(
     assert server.lines == [WELL_KNOWN, LOG_IN, LOG_OUT]
 
 
+def test_a_session_that_is_stored_but_not_current_is_told(
+    log_in: Any, server: Server, base: Path, store: SessionStore
+) -> None:
+    (base / "config.json").mkdir(parents=True)
+    status, _, err = log_in(PASSWORD, server.url, *BY_PASSWORD, "-P", "work")
+    assert (status, store.list_profiles()) == (1, ["work"])
+    assert 'stored in profile "work"' in err and str(base / "config.json") in err
+    assert server.lines == [WELL_KNOWN, LOG_IN]
+
+
 def test_the_server_is_not_asked_before_it_is_known_which_profile_will_be_current(
     log_in: Any, server: Server, base: Path
 ) -> None:
