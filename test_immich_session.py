@@ -6842,7 +6842,7 @@ def test_a_process_killed_at_a_random_moment_leaves_a_whole_file(base: Path) -> 
     assert litter(base) == []
 
 
-def test_the_same_kills_damage_a_file_that_is_written_in_place(base: Path) -> None:
+def test_a_file_that_is_written_in_place_is_damaged_where_its_writer_is_killed(base: Path) -> None:
     assert not all(whole_after_kills(base, "write in place", 100))
 
 
