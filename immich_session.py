@@ -351,6 +351,14 @@ AuthMethod = Union[Jwt, ApiKey]
 _MEMBERS = {"jwt": ("access_token", "user_id", "email"), "api_key": ("key", "name")}
 
 
+def _method(auth: AuthMethod) -> str:
+    return "api_key" if isinstance(auth, ApiKey) else "jwt"
+
+
+def _secret_of(auth: AuthMethod) -> str:
+    return auth.key if isinstance(auth, ApiKey) else auth.access_token
+
+
 @dataclass(frozen=True)
 class Session:
     """A server, an account there, and its secret.
@@ -471,14 +479,6 @@ class Session:
         return "\n".join(f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact)
 
 
-def _method(auth: AuthMethod) -> str:
-    return "api_key" if isinstance(auth, ApiKey) else "jwt"
-
-
-def _secret_of(auth: AuthMethod) -> str:
-    return auth.key if isinstance(auth, ApiKey) else auth.access_token
-
-
 # Files: one way to read, one to write, one to remove
 
 
@@ -501,6 +501,16 @@ def _checked_path(path: str) -> str:
 def _check_size(size: int, path: str) -> None:
     if size > _FILE_LIMIT:
         raise InvalidSessionError(f"{_printable(path)}: it is larger than {_FILE_LIMIT} bytes")
+
+
+def _warn_if_exposed(status: os.stat_result, path: str) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        problem = f"others may read or write it (its mode is {mode:04o}): chmod 600"
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
+    if status.st_uid not in (os.geteuid(), 0):
+        problem = f"it belongs to another user (uid {status.st_uid})"
+        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
 
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
@@ -528,14 +538,14 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     return data
 
 
-def _warn_if_exposed(status: os.stat_result, path: str) -> None:
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        problem = f"others may read or write it (its mode is {mode:04o}): chmod 600"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
-    if status.st_uid not in (os.geteuid(), 0):
-        problem = f"it belongs to another user (uid {status.st_uid})"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
+def _sync_directory(path: str) -> None:
+    """Make changes of names in a directory durable, where that is supported."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path or os.curdir, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _make_directory(path: str) -> None:
@@ -553,16 +563,6 @@ def _make_directory(path: str) -> None:
         with contextlib.suppress(OSError):  # the umask may have taken our own rights away
             os.chmod(directory, 0o700)
         _sync_directory(os.path.dirname(directory))
-
-
-def _sync_directory(path: str) -> None:
-    """Make changes of names in a directory durable, where that is supported."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path or os.curdir, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _exists(path: str, follow_symlinks: bool = True) -> bool:
@@ -595,21 +595,6 @@ def _sweep(path: str, age: float) -> None:
                     os.unlink(temporary)
 
 
-def _write_file(path: str, data: bytes) -> None:
-    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory."""
-    _check_size(len(data), path)
-    _make_directory(os.path.dirname(path))
-    target = _link_target(path)
-    _sweep(target, _STALE)
-    try:
-        try:
-            _replace(target, data)
-        except FileNotFoundError:  # clear() in another process swept our temporary away
-            _replace(target, data)
-    except OSError as error:
-        raise SessionError(_os_problem(target, "it cannot be written", error)) from error
-
-
 def _replace(path: str, data: bytes) -> None:
     import tempfile
 
@@ -628,6 +613,21 @@ def _replace(path: str, data: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_directory(directory)
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory."""
+    _check_size(len(data), path)
+    _make_directory(os.path.dirname(path))
+    target = _link_target(path)
+    _sweep(target, _STALE)
+    try:
+        try:
+            _replace(target, data)
+        except FileNotFoundError:  # clear() in another process swept our temporary away
+            _replace(target, data)
+    except OSError as error:
+        raise SessionError(_os_problem(target, "it cannot be written", error)) from error
 
 
 def _remove_file(path: str) -> None:
@@ -875,6 +875,112 @@ class _Answer:
         return "; ".join(text for text in texts if isinstance(text, str))
 
 
+def _opener(sockets: List[Any], late: Any) -> Any:
+    """Return an opener that uses the proxies of the environment, and takes every status as it is.
+
+    It has no handler that follows redirects: urllib's would hand the credential to any host.
+    """
+    import http.client
+    import urllib.request
+
+    class Handler(urllib.request.HTTPHandler):
+        # Not HTTPSHandler: from 3.12 on it reads all certificates when it is made, for http too.
+        https_request = urllib.request.HTTPHandler.http_request
+
+        def https_open(self, request: Any) -> Any:
+            return self.do_open(http.client.HTTPSConnection, request)
+
+        def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
+            class Connection(http_class):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    sockets.append(self.sock)
+                    if late.is_set():  # nobody waits for an answer: do not send the secret
+                        raise TimeoutError
+
+            return super().do_open(Connection, *args, **options)
+
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(Handler())
+    return opener
+
+
+def _exchange(request: Any, timeout: float) -> Any:
+    """Return status, header fields and body of the answer, or the exception that came instead.
+
+    urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
+    thread does the work; when time is up it is left, and loses its connection.
+    """
+    import socket
+    import threading
+
+    outcome: List[Any] = []
+    sockets: List[Any] = []
+    late = threading.Event()
+
+    def work() -> None:
+        try:
+            with _opener(sockets, late).open(request, timeout=timeout) as response:
+                body = response.read(_FILE_LIMIT + 1)
+                length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
+                if length and len(body) < min(int(length[0]), _FILE_LIMIT):
+                    raise EOFError
+                outcome.append((response.status, response.headers, body))
+        except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
+            reason = getattr(error, "reason", None)  # what urllib has wrapped
+            outcome.append(reason if isinstance(reason, Exception) else error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    try:
+        worker.start()
+    except RuntimeError as error:  # the system gives out no more threads
+        return error
+    try:
+        worker.join(timeout)
+        return outcome[0] if outcome else TimeoutError()
+    finally:  # also when Ctrl-C ends the wait
+        late.set()
+        for connected in sockets:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+def _unreachable_because(error: Exception) -> str:
+    """Return in plain words why there is no complete answer; nothing, if the error has words."""
+    import http.client
+    import socket
+    import urllib.error
+
+    ssl = sys.modules.get("ssl")  # some Pythons have none
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "there is no server of that name (it does not resolve)"
+    if ssl and isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}"
+    if ssl and isinstance(error, ssl.SSLError):
+        return "it does not speak TLS as expected: is it an http server?"
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "there was no complete answer in time"
+    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
+        return "the address of the proxy cannot be used"  # the other one is checked
+    if isinstance(error, (http.client.HTTPException, EOFError)):
+        return "the answer was cut short, or is no HTTP"
+    if isinstance(error, OSError):
+        return error.strerror or ""
+    return f"the request failed ({type(error).__name__})"
+
+
+def _where(url: str) -> str:
+    """Return the URL as the subject of an error; it names the proxy, if one is in use."""
+    import urllib.request
+
+    match = _url_parts(url)
+    proxy = urllib.request.getproxies().get(match["scheme"])
+    if not proxy or urllib.request.proxy_bypass(match["netloc"]):
+        return _shown_url(url)
+    return f"{_shown_url(url)} (through the proxy {_printable(_shown_url(proxy))})"
+
+
 class _Client:
     """What the requests of one operation share: extra headers, time limit, and our secrets."""
 
@@ -985,112 +1091,6 @@ class _Client:
         raise ServerError(f"{_where(url)}: {problem}", status)
 
 
-def _exchange(request: Any, timeout: float) -> Any:
-    """Return status, header fields and body of the answer, or the exception that came instead.
-
-    urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
-    thread does the work; when time is up it is left, and loses its connection.
-    """
-    import socket
-    import threading
-
-    outcome: List[Any] = []
-    sockets: List[Any] = []
-    late = threading.Event()
-
-    def work() -> None:
-        try:
-            with _opener(sockets, late).open(request, timeout=timeout) as response:
-                body = response.read(_FILE_LIMIT + 1)
-                length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
-                if length and len(body) < min(int(length[0]), _FILE_LIMIT):
-                    raise EOFError
-                outcome.append((response.status, response.headers, body))
-        except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
-            reason = getattr(error, "reason", None)  # what urllib has wrapped
-            outcome.append(reason if isinstance(reason, Exception) else error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    try:
-        worker.start()
-    except RuntimeError as error:  # the system gives out no more threads
-        return error
-    try:
-        worker.join(timeout)
-        return outcome[0] if outcome else TimeoutError()
-    finally:  # also when Ctrl-C ends the wait
-        late.set()
-        for connected in sockets:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
-
-
-def _opener(sockets: List[Any], late: Any) -> Any:
-    """Return an opener that uses the proxies of the environment, and takes every status as it is.
-
-    It has no handler that follows redirects: urllib's would hand the credential to any host.
-    """
-    import http.client
-    import urllib.request
-
-    class Handler(urllib.request.HTTPHandler):
-        # Not HTTPSHandler: from 3.12 on it reads all certificates when it is made, for http too.
-        https_request = urllib.request.HTTPHandler.http_request
-
-        def https_open(self, request: Any) -> Any:
-            return self.do_open(http.client.HTTPSConnection, request)
-
-        def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
-            class Connection(http_class):  # type: ignore[misc]
-                def connect(self) -> None:
-                    super().connect()
-                    sockets.append(self.sock)
-                    if late.is_set():  # nobody waits for an answer: do not send the secret
-                        raise TimeoutError
-
-            return super().do_open(Connection, *args, **options)
-
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(Handler())
-    return opener
-
-
-def _unreachable_because(error: Exception) -> str:
-    """Return in plain words why there is no complete answer; nothing, if the error has words."""
-    import http.client
-    import socket
-    import urllib.error
-
-    ssl = sys.modules.get("ssl")  # some Pythons have none
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "there is no server of that name (it does not resolve)"
-    if ssl and isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {error.verify_message}"
-    if ssl and isinstance(error, ssl.SSLError):
-        return "it does not speak TLS as expected: is it an http server?"
-    if isinstance(error, (TimeoutError, socket.timeout)):
-        return "there was no complete answer in time"
-    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
-        return "the address of the proxy cannot be used"  # the other one is checked
-    if isinstance(error, (http.client.HTTPException, EOFError)):
-        return "the answer was cut short, or is no HTTP"
-    if isinstance(error, OSError):
-        return error.strerror or ""
-    return f"the request failed ({type(error).__name__})"
-
-
-def _where(url: str) -> str:
-    """Return the URL as the subject of an error; it names the proxy, if one is in use."""
-    import urllib.request
-
-    match = _url_parts(url)
-    proxy = urllib.request.getproxies().get(match["scheme"])
-    if not proxy or urllib.request.proxy_bypass(match["netloc"]):
-        return _shown_url(url)
-    return f"{_shown_url(url)} (through the proxy {_printable(_shown_url(proxy))})"
-
-
 def _resolve(client: _Client, server_url: str) -> str:
     url = _normalised_url(server_url)
     if url.endswith("/api"):
@@ -1159,6 +1159,19 @@ def login_password(
     return Session.create(base, Jwt(token, user_id, user_email), extra_headers)
 
 
+def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
+    """Return name and permissions of an API key, as far as the server tells."""
+    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
+    name, permissions = None, None
+    with contextlib.suppress(ServerError):
+        answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
+        name, permissions = answer.get("name"), answer.get("permissions")
+    if not isinstance(name, str) or client.betrays(name):
+        name = None
+    permissions = permissions if isinstance(permissions, list) else []
+    return name, [client.told(each) for each in permissions if isinstance(each, str)]
+
+
 def login_api_key(
     server_url: str,
     key: str,
@@ -1180,19 +1193,6 @@ def login_api_key(
     if name is not None:
         return session
     return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
-
-
-def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
-    """Return name and permissions of an API key, as far as the server tells."""
-    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
-    name, permissions = None, None
-    with contextlib.suppress(ServerError):
-        answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
-        name, permissions = answer.get("name"), answer.get("permissions")
-    if not isinstance(name, str) or client.betrays(name):
-        name = None
-    permissions = permissions if isinstance(permissions, list) else []
-    return name, [client.told(each) for each in permissions if isinstance(each, str)]
 
 
 def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1431,28 +1431,6 @@ def _check_login_flags(args: Any) -> None:
         args.parser.error("-n and --no-verify do not go with a password login")
 
 
-def _login(args: Any, store: SessionStore) -> int:
-    _check_login_flags(args)
-    profile = _settled_profile(args, store)
-    old = _renewed(args, store, profile)
-    if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
-        args.email = old.auth.email
-        _check_login_flags(args)
-    if args.email is None and args.password is not None:
-        args.parser.error("-p goes with -e")
-    if args.name is None and isinstance(old.auth, ApiKey):
-        args.name = old.auth.name
-    headers = _extra_headers(args.header) or old.extra_headers
-    try:
-        session = _new_session(args, store, profile, old.server_url, headers)
-    except ServerUnreachableError as error:
-        if args.SERVER is None or "://" in args.SERVER:
-            raise
-        hint = f"if the server has no https, write http://{args.SERVER}"
-        raise ServerUnreachableError(f"{error}; {hint}") from None
-    return _store_session(args, store, session, profile)
-
-
 def _new_session(
     args: Any, store: SessionStore, profile: str, url: str, headers: Mapping[str, str]
 ) -> Session:
@@ -1477,25 +1455,26 @@ def _new_session(
     return dataclasses.replace(session, auth=ApiKey(secret, args.name or name))
 
 
-def _logout(args: Any, store: SessionStore) -> int:
-    if args.all and args.profile is not None:
-        args.parser.error("--all and -P do not go together")
-    if args.all:
-        directory = store._path("profiles")
-        profiles = [n for n in store._entries() if os.path.isdir(os.path.join(directory, n))]
-    else:
-        profiles = [_settled_profile(args, store)]
-    if not profiles:
-        _say("there is no profile to log out of")
-    statuses = [0]
-    for profile in profiles:
-        try:
-            statuses.append(_log_out_of(profile, store, args))
-        except SessionError as error:  # and go on with the others
-            _say(error)
-            statuses.append(_exit_status(error))
-    _note_overrides()
-    return max(statuses)
+def _login(args: Any, store: SessionStore) -> int:
+    _check_login_flags(args)
+    profile = _settled_profile(args, store)
+    old = _renewed(args, store, profile)
+    if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
+        args.email = old.auth.email
+        _check_login_flags(args)
+    if args.email is None and args.password is not None:
+        args.parser.error("-p goes with -e")
+    if args.name is None and isinstance(old.auth, ApiKey):
+        args.name = old.auth.name
+    headers = _extra_headers(args.header) or old.extra_headers
+    try:
+        session = _new_session(args, store, profile, old.server_url, headers)
+    except ServerUnreachableError as error:
+        if args.SERVER is None or "://" in args.SERVER:
+            raise
+        hint = f"if the server has no https, write http://{args.SERVER}"
+        raise ServerUnreachableError(f"{error}; {hint}") from None
+    return _store_session(args, store, session, profile)
 
 
 def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
@@ -1521,6 +1500,27 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
     store.clear(profile)
     _say(outcome)
     return status
+
+
+def _logout(args: Any, store: SessionStore) -> int:
+    if args.all and args.profile is not None:
+        args.parser.error("--all and -P do not go together")
+    if args.all:
+        directory = store._path("profiles")
+        profiles = [n for n in store._entries() if os.path.isdir(os.path.join(directory, n))]
+    else:
+        profiles = [_settled_profile(args, store)]
+    if not profiles:
+        _say("there is no profile to log out of")
+    statuses = [0]
+    for profile in profiles:
+        try:
+            statuses.append(_log_out_of(profile, store, args))
+        except SessionError as error:  # and go on with the others
+            _say(error)
+            statuses.append(_exit_status(error))
+    _note_overrides()
+    return max(statuses)
 
 
 def _facts(session: Optional[Session]) -> Dict[str, object]:
@@ -1573,6 +1573,12 @@ def _status(args: Any, store: SessionStore) -> int:
     return 4 if report.get("valid") is False else 0
 
 
+def _profile_line(row: Mapping[str, object]) -> str:
+    told = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
+    expired = "  expired" if row["expired"] else ""
+    return _printable(f"{'*' if row['current'] else ' '} {row['name']}  {told}{expired}")
+
+
 def _profile_list(args: Any, store: SessionStore) -> int:
     current = None
     try:
@@ -1600,12 +1606,6 @@ def _profile_list(args: Any, store: SessionStore) -> int:
     return 0
 
 
-def _profile_line(row: Mapping[str, object]) -> str:
-    told = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
-    expired = "  expired" if row["expired"] else ""
-    return _printable(f"{'*' if row['current'] else ' '} {row['name']}  {told}{expired}")
-
-
 def _profile_current(_: Any, store: SessionStore) -> int:
     _emit(store.get_current_profile())
     return 0
@@ -1626,25 +1626,6 @@ def _profile_switch(args: Any, store: SessionStore) -> int:
 def _token(args: Any, store: SessionStore) -> int:
     _emit(_secret_of(get_session(args.profile, store=store).auth))
     return 0
-
-
-def _exec(args: Any, store: SessionStore) -> int:
-    command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
-    found, profile = _find_session(args.profile, store)
-    session = _usable(found, profile, store)
-    session.headers()  # what could not stand in a header is refused here as well
-    if session.extra_headers:
-        _say("warning: the extra headers of this session do not reach the command")
-    others = (*_URL_VARIABLES, *_KEY_VARIABLES, "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE")
-    environ = {name: value for name, value in os.environ.items() if name not in others}
-    environ["IMMICH_INSTANCE_URL"] = session.server_url
-    is_key = isinstance(session.auth, ApiKey)
-    environ["IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"] = _secret_of(session.auth)
-    if profile is not None:
-        environ["IMMICH_PROFILE"] = profile
-    if args.config_directory is not None:
-        environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
-    return _become(command, environ)
 
 
 def _become(command: List[str], environ: Dict[str, str]) -> int:
@@ -1669,6 +1650,25 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
     places = [""] if os.sep in command[0] else os.get_exec_path(environ)
     found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
     return 126 if found and command[0] else 127
+
+
+def _exec(args: Any, store: SessionStore) -> int:
+    command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
+    found, profile = _find_session(args.profile, store)
+    session = _usable(found, profile, store)
+    session.headers()  # what could not stand in a header is refused here as well
+    if session.extra_headers:
+        _say("warning: the extra headers of this session do not reach the command")
+    others = (*_URL_VARIABLES, *_KEY_VARIABLES, "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE")
+    environ = {name: value for name, value in os.environ.items() if name not in others}
+    environ["IMMICH_INSTANCE_URL"] = session.server_url
+    is_key = isinstance(session.auth, ApiKey)
+    environ["IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"] = _secret_of(session.auth)
+    if profile is not None:
+        environ["IMMICH_PROFILE"] = profile
+    if args.config_directory is not None:
+        environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
+    return _become(command, environ)
 
 
 def _import(args: Any, store: SessionStore) -> int:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import copy
@@ -291,6 +292,16 @@ def test_the_file_names_its_licence_because_it_travels_alone() -> None:
     first, second = MODULE.read_text(encoding="utf-8").splitlines()[:2]
     assert first.startswith("# SPDX-FileCopyrightText: ")
     assert second == "# SPDX-License-Identifier: ISC"
+
+
+def test_a_name_is_used_below_the_place_where_it_is_defined() -> None:
+    blocks = ast.parse(MODULE.read_text(encoding="utf-8")).body
+    named = (ast.FunctionDef, ast.ClassDef)
+    lines = {block.name: block.lineno for block in blocks if isinstance(block, named)}
+    assert len(lines) > 50
+    for block in blocks:
+        used = {node.id for node in ast.walk(block) if isinstance(node, ast.Name)}
+        assert [name for name in used if lines.get(name, 0) > block.lineno] == []
 
 
 @pytest.mark.parametrize(
