@@ -39,6 +39,7 @@ import termios
 import threading
 import time
 import traceback
+import urllib.parse
 import venv
 import warnings
 import zipfile
@@ -201,6 +202,18 @@ utf8_names = pytest.mark.skipif(
 )
 
 
+def damaged(*wholes: str) -> st.SearchStrategy[bytes]:
+    """Texts with some bytes cut out, and others in their place."""
+
+    def damage(whole: str, start: int, length: int, junk: bytes) -> bytes:
+        data = whole.encode()
+        start %= len(data)
+        return data[:start] + junk + data[start + length :]
+
+    junk = st.binary(max_size=9) | st.sampled_from([b'"', b"1", b"\\", b"\n", b"null", b"{}", b","])
+    return st.builds(damage, st.sampled_from(wholes), st.integers(0, 999), st.integers(0, 40), junk)
+
+
 def leaks(*texts: object) -> List[str]:
     """Tell which of the secrets are in the texts."""
     return [secret for secret in REDACTED if secret in " ".join(map(str, texts))]
@@ -212,6 +225,18 @@ def whole_text(error: Optional[BaseException]) -> str:
         return ""
     behind = whole_text(error.__cause__) + whole_text(error.__context__)
     return f"{error}\n{error!r}\n{vars(error)}\n{behind}"
+
+
+def result_of(
+    kind: Type[SessionError], call: Callable[..., Any], *args: Any, **more: Any
+) -> Tuple[Any, str]:
+    """Return what a call gives, or else (after None) all that hangs on its documented error."""
+    try:
+        return call(*args, **more), ""
+    except kind as error:
+        problem = error
+    assert str(problem).isprintable()
+    return None, whole_text(problem)
 
 
 def jwt_of(payload: Payload) -> str:
@@ -525,6 +550,17 @@ def test_any_text_is_a_directory_of_its_own_or_is_refused(tmp_path: Path) -> Non
     check()
 
 
+@settings(deadline=None)
+@given(st.text() | st.text("./\\ a\n\ud800", max_size=4))
+def test_whatever_the_name_it_is_a_component_of_a_path_or_refused(name: str) -> None:
+    kinds = InvalidProfileError if sys.getfilesystemencoding() == "utf-8" else SessionError
+    session, problem = result_of(kinds, SessionStore("/nowhere").load, name)
+    assert session is None
+    if not problem:
+        assert os.path.basename(f"/{name}") == name and name.isprintable()
+        assert name not in ("", ".", "..")
+
+
 # URLs
 
 
@@ -671,6 +707,20 @@ def test_a_secret_that_could_not_travel_is_refused(junk: str) -> None:
     assert said.startswith("auth.api_key.key: ")
     said = refusal(dataclasses.replace(LOGIN, auth=token))
     assert said.startswith("auth.jwt.access_token: ")
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["X-A", "Authorization", "cookie", "x-immich-a", "Content-Type"]) | st.text(),
+    st.builds("".join, st.lists(st.sampled_from([HEADER, "Bearer ", "Basic ", " "]) | st.text())),
+)
+def test_whatever_the_header_it_can_be_sent_or_is_refused(name: str, value: str) -> None:
+    session = with_headers({name: value})
+    headers, problem = result_of(InvalidSessionError, session.headers)
+    assert HEADER not in problem.replace(name, "")
+    if not problem:
+        assert headers == {name: value, "x-api-key": KEY}
+        assert f"{name}{value}".isascii() and f"{name}{value}".isprintable()
 
 
 # session.json
@@ -1006,23 +1056,17 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
-@given(TEXT | st.binary(max_size=30) | st.builds(json.dumps, JSON))
+@given(
+    TEXT
+    | st.binary(max_size=30)
+    | st.builds(json.dumps, JSON)
+    | damaged(SESSION.to_json(), with_headers(CANARIES, LOGIN).to_json())
+)
 def test_whatever_the_text_only_the_documented_error_is_raised(text: Payload) -> None:
-    with contextlib.suppress(InvalidSessionError):
-        assert isinstance(Session.from_json(text), Session)
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.integers(0, 500), st.integers(0, 40), TEXT | st.sampled_from(['"', "1", "\\", "\ud800"]))
-def test_however_a_file_is_damaged_no_secret_is_told(start: int, length: int, junk: str) -> None:
-    text = with_headers(CANARIES, LOGIN).to_json()
-    problem = None
-    try:
-        Session.from_json(text[:start] + junk + text[start + length :])
-    except InvalidSessionError as error:
-        problem = error
-    assert not leaks(whole_text(problem))
-    assert str(problem).isprintable()
+    session, problem = result_of(InvalidSessionError, Session.from_json, text)
+    assert not leaks(problem)
+    if not problem:
+        assert Session.from_json(session.to_json()) == session
 
 
 # Expiry of a JWT
@@ -1145,9 +1189,12 @@ def test_a_jwt_is_expired_exactly_from_its_time_on(exp: float, leeway: int) -> N
 @given(
     st.text(st.characters() | st.sampled_from(".ew\ud800"), max_size=9)
     | st.builds(jwt_of, st.binary(max_size=20) | st.builds(json.dumps, JSON))
+    | st.builds(jwt_of, damaged('{"exp":9999999999}', '{"sub":"a","exp":-1.5e3,"exp":1}'))
 )
 def test_whatever_the_token_the_answer_is_yes_or_no(token: str) -> None:
     assert is_jwt_expired(token) in (True, False)
+    ends = dataclasses.replace(LOGIN, auth=Jwt(token, "", "")).expires_at()
+    assert is_jwt_expired(token) or ends is None or ends.timestamp() > time.time()
 
 
 def test_a_token_may_be_of_any_length() -> None:
@@ -3258,6 +3305,24 @@ def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
     assert session.headers() == {"x-api-key": KEY}
 
 
+@settings(deadline=None)
+@given(
+    st.sampled_from(["", "https://", "http://a", f"https://u:{KEY}@", f"https://a/?{KEY}"]),
+    st.text() | st.text("[]:/.@?#%1a \uff0f", max_size=9),
+)
+def test_whatever_the_url_it_can_be_asked_or_is_refused(start: str, rest: str) -> None:
+    environ = {"IMMICH_INSTANCE_URL": start + rest, "IMMICH_API_KEY": KEY}
+    session, problem = result_of(InvalidSessionError, session_from_env, environ)
+    assert KEY not in problem
+    if session:
+        typed = (start + rest).strip().rpartition("://")[2]
+        assert urllib.parse.urlsplit(f"//{typed}").netloc  # refuses what IDNA would change
+        parts = urllib.parse.urlsplit(session.server_url)
+        assert parts.hostname and parts.port != 0
+        assert not (parts.username or parts.query or parts.fragment)
+        assert session.headers() == {"x-api-key": KEY}
+
+
 @pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 @pytest.mark.parametrize(
     "url",
@@ -4970,6 +5035,25 @@ def test_import_reads_a_string_as_yaml_means_it(
     assert getattr(store.load(), "auth", None) == ApiKey(key)
 
 
+LINES = ("url: https://a.b", f"key: {KEY}", f"apiKey: '{KEY}'", f'key: "{KEY}\\n"', "---", "# c")
+
+
+@settings(deadline=None)
+@given(
+    st.builds("\n".join, st.lists(st.sampled_from(LINES) | st.text())).map(
+        lambda text: text.encode("utf-8", "surrogatepass")
+    )
+    | damaged("\n".join(LINES[:2]), "\n".join(LINES[2:]), "\r\n".join((*LINES[:2], *LINES[4:])))
+)
+def test_whatever_auth_yml_holds_it_is_stored_or_refused(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as base, redirect_stderr(StringIO()) as err:
+        Path(base, "auth.yml").write_bytes(data)
+        status = immich_session.main(["-d", base, "import"])
+        stored = SessionStore(base).load()
+    assert status == (0 if stored else 1)
+    assert one_sentence(err.getvalue()) and KEY not in err.getvalue()
+
+
 def test_import_names_the_line_that_it_does_not_understand(cli: Any, base: Path) -> None:
     put(base / "auth.yml", f"# comment\n\nurl: {URL}\nkey: [{KEY}]\n")
     assert "line 4" in cli("import").err
@@ -5891,6 +5975,49 @@ def test_a_secret_in_another_or_in_json_is_cut(server: Any, password: str, echo:
     headers = {"X-A": "a", "X-B": "a-s3cret", "X-C": "b-s3cret c"}
     error = failure(login_password, server.url, EMAIL, password, extra_headers=headers)
     assert "s3cret" not in str(error)
+
+
+class Always(Dict[str, Answer]):
+    """The same answer to everything."""
+
+    def get(self, line: str, default: Any = None) -> Any:
+        return self["everything"]
+
+
+ANSWERING: List[Server] = []
+BODIES = (
+    '{"message":["SECRET"," SECRET H34d3rH34d3rH34d3r"],"statusCode":401}',
+    '{"accessToken":"t","userId":"SECRET","userEmail":"SECRET@b","authStatus":true}',
+    '{"api":{"endpoint":"/api"},"maintenanceMode":true,"successful":true}',
+    '{"name":"H34d3rH34d3rH34d3r","permissions":["SECRET","asset.read"],"authStatus":true}',
+)
+FIELDS = ("Content-Length: 9", "Transfer-Encoding: chunked", "Location: http://u:SECRET@b/SECRET")
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.sampled_from(range(len(CALLS))),
+    st.sampled_from(["", "/api"]),
+    st.sampled_from([200, 201, 301, 308, 400, 401, 403, 404, 500]),
+    st.lists(st.sampled_from([*FIELDS, "Location: /x"]) | st.text(max_size=9), max_size=2),
+    st.sampled_from(BODIES).map(str.encode) | damaged(*BODIES) | st.binary(),
+)
+def ask_who_answers_anything(
+    number: int, path: str, status: int, fields: List[str], body: bytes
+) -> None:
+    ask, secret = CALLS[number][1], (PASSWORD, KEY, KEY, TOKEN)[number]
+    head = "".join(f"{field}\r\n" for field in fields).encode("utf-8", "surrogatepass")
+    answer = b"HTTP/1.1 %d X\r\n%b\r\n%b" % (status, head, body)
+    (server,) = ANSWERING
+    server.answers = Always(everything=answer.replace(b"SECRET", secret.encode()))
+    url = server.url + path
+    session, problem = result_of(ServerError, ask, url, extra_headers=EXTRA, timeout=5)
+    assert not [each for each in (secret, HEADER) if each in f"{session}{problem}"]
+
+
+def test_whatever_a_server_answers_only_the_documented_errors_are_raised(serve: Any) -> None:
+    ANSWERING[:] = [serve()]
+    ask_who_answers_anything()
 
 
 # Discovery
@@ -7024,155 +7151,64 @@ def test_a_container_without_home_says_in_a_sentence_what_is_missing(container: 
     assert "Traceback" not in err and KEY not in err
 
 
-# Proof: arbitrary input, a million times, with coverage as the guide: `tox -e torture`
-
-# Each target takes bytes; what it raises beyond the documented errors is a finding, and so is a
-# secret in a message. atheris drives it where it is installed, else hypothesis does.
+# Proof: arbitrary input, a million times, with coverage as the guide: `tox -e torture`. The tests
+# that hypothesis makes examples for are driven by atheris where it is installed.
 FUZZ = """
-import os, sys, warnings
+import sys, threading, warnings
 sys.path.insert(0, sys.argv[1])
+name, runs = sys.argv[2], int(sys.argv[3])
 warnings.simplefilter("ignore")
-name, runs, base = sys.argv[2], int(sys.argv[3]), sys.argv[4]
 try:
     import atheris
     with atheris.instrument_imports(include=["immich_session", "json.decoder"]):
         import immich_session
 except ImportError:
     atheris = None
-    import immich_session
-from immich_session import *
+import hypothesis
+import test_immich_session as tests
 
-KEY = "S3cr3tK3y"
-store = SessionStore(base)
-
-def text(data):
-    return data.decode("utf-8", "surrogateescape")
-
-def refused(error):
-    assert KEY not in str(error) + repr(error) and len(str(error).splitlines()) <= 1, error
-
-def from_json(data):
-    for each in (data, data + KEY.encode(), text(data)):
-        try:
-            session = Session.from_json(each)
-            assert Session.from_json(session.to_json()) == session
-        except InvalidSessionError as error:
-            refused(error)
-
-def jwt(data):
-    for token in (text(data), "e30." + text(data) + ".", KEY + text(data)):
-        assert is_jwt_expired(token) in (True, False)
-        Session("", Jwt(token, "", ""), "").expires_at()
-
-def profile(data):
-    try:
-        assert store.load(text(data)) is None
-        name = text(data)
-        assert os.path.basename(name) == name and name not in ("", ".", "..") and name.isprintable()
-    except InvalidProfileError as error:
-        refused(error)
-
-def url(data):
-    for url in (text(data), "https://" + text(data), f"https://u:{KEY}@{text(data)}"):
-        environ = {"IMMICH_INSTANCE_URL": url, "IMMICH_API_KEY": KEY}
-        session = Session(url, ApiKey(KEY), "", {"X-A": "b"})
-        for ask in (lambda: session_from_env(environ), session.headers):
-            try:
-                ask()
-            except InvalidSessionError as error:
-                refused(error)
-        if KEY in url:
-            assert KEY not in repr(session) + str(session)
-
-def header(data):
-    name, _, value = text(data).partition(":")
-    try:
-        headers = Session("https://a/api", ApiKey(KEY), "", {name: value}).headers()
-        assert all(f"{n}: {v}".isprintable() for n, v in headers.items())
-    except InvalidSessionError as error:
-        refused(error)
-
-def auth_yml(data):
-    forms = (data, b"url: https://a.b\\nkey: " + data, data + b"\\nkey: " + KEY.encode())
-    with open(os.path.join(base, "auth.yml"), "wb") as file:
-        file.write(forms[len(data) % len(forms)])
-    sys.stderr.seek(0)
-    sys.stderr.truncate()
-    assert main(["-d", base, "import"]) in (0, 1)
-    assert KEY not in sys.stderr.getvalue()
-
-answer = b""
-
-def server(data):
-    global answer
-    answer = data
-    try:
-        if len(data) % 2:
-            login_password(address, "a@b.c", KEY, timeout=5)
-        else:
-            is_valid(Session(address + "/api", ApiKey(KEY), ""))
-    except ServerError as error:
-        refused(error)
-
-if name == "auth_yml":
-    import io
-    sys.stderr = io.StringIO()
-if name == "server":
-    import socketserver, threading
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self):
-            length = 0
-            for line in iter(self.rfile.readline, b"\\r\\n"):
-                if line.startswith(b"Content-Length:"):
-                    length = int(line[15:])
-            self.rfile.read(length)  # or closing would reset the connection
-            head, _, body = answer.partition(b"|")
-            status = (200, 201, 301, 308, 401, 403, 404, 503)[len(head) % 8]
-            head = b"HTTP/1.1 %d X\\r\\nLocation: %b\\r\\n\\r\\n" % (status, head)
-            self.wfile.write(head + body)
-    class Server(socketserver.TCPServer):
-        def handle_error(self, *_):
-            pass
-    listener = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    address = "http://127.0.0.1:%d" % listener.server_address[1]
-
-target = globals()[name]
+target = getattr(tests, name)
+if target is tests.ask_who_answers_anything:
+    tests.ANSWERING.append(tests.Server({}, "", None))
+    threading.Thread(target=tests.ANSWERING[0].serve_forever, daemon=True).start()
 if atheris:
-    atheris.Setup([sys.argv[0], f"-runs={runs}", "-max_len=512", "-verbosity=0"], target)
+    atheris.Setup([sys.argv[0], f"-runs={runs}"], target.hypothesis.fuzz_one_input)
     atheris.Fuzz()
 else:
-    import hypothesis
-    import hypothesis.strategies
-    settings = hypothesis.settings(
-        max_examples=runs,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    settings(hypothesis.given(hypothesis.strategies.binary(max_size=512))(target))()
+    health = list(hypothesis.HealthCheck)
+    hypothesis.settings(
+        max_examples=runs, deadline=None, database=None, suppress_health_check=health
+    )(target)()
 """
 
 
-def fuzz(name: str, runs: int, base: Path) -> None:
-    base.mkdir(parents=True, exist_ok=True)
+def fuzz(name: str, runs: int, directory: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ, str(MODULE.parent), name, str(runs), str(base)],
+        [sys.executable, "-c", FUZZ, str(MODULE.parent), name, str(runs)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=base,
+        cwd=directory,
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-3000:]
 
 
-TARGETS = ["from_json", "jwt", "profile", "url", "header", "auth_yml", "server"]
-
-
 @pytest.mark.torture
-@pytest.mark.parametrize("name", TARGETS)
-def test_a_million_inputs_bring_nothing_to_light(base: Path, name: str) -> None:
-    fuzz(name, int(os.environ.get("FUZZ_RUNS", "1000000")), base)
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_whatever_the_text_only_the_documented_error_is_raised,
+        test_whatever_the_token_the_answer_is_yes_or_no,
+        test_whatever_the_name_it_is_a_component_of_a_path_or_refused,
+        test_whatever_the_url_it_can_be_asked_or_is_refused,
+        test_whatever_the_header_it_can_be_sent_or_is_refused,
+        test_whatever_auth_yml_holds_it_is_stored_or_refused,
+        ask_who_answers_anything,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_a_million_inputs_bring_nothing_to_light(test: Any, tmp_path: Path) -> None:
+    fuzz(test.__name__, int(os.environ.get("FUZZ_RUNS", "1000000")), tmp_path)
 
 
 # Speed: `tox -e bench`, not part of the tests
