@@ -234,15 +234,18 @@ def _check_extra_headers(headers: Mapping[str, str]) -> None:
 
 # JSON: strict where the meaning could differ
 
-# An object becomes a tuple of its (name, value) pairs, so that no member given twice is lost;
-# every number a float, because Python refuses integers of more than 4,300 digits; and int()
-# refuses the names NaN and Infinity, which are not JSON.
-_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=int)
+# Every number becomes a float, because Python refuses integers of more than 4,300 digits; and
+# int() refuses the names NaN and Infinity, which are not JSON.  Of a member given twice the last
+# one counts, unless objects become tuples of their (name, value) pairs.
+_DECODER = json.JSONDecoder(parse_int=float, parse_constant=int)
+_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=int)
+
+_ENCODER = json.JSONEncoder(indent=2, ensure_ascii=False)  # as the OCaml CLI does
 
 _NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
 
 
-def _decode(text: Union[str, bytes]) -> object:
+def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> object:
     """Return the value of a JSON text (RFC 8259); raise InvalidSessionError, which names no value.
 
     The error is raised outside of the except blocks: JSONDecodeError carries the whole text,
@@ -250,7 +253,7 @@ def _decode(text: Union[str, bytes]) -> object:
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value: object = _DECODER.decode(text)
+        value: object = decoder.decode(text)
         if not text.isascii() or "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses unpaired surrogates
         return value
@@ -266,10 +269,9 @@ def _decode(text: Union[str, bytes]) -> object:
 
 
 def _members(value: object, where: str = "") -> Dict[str, object]:
-    """Return the members of an object; of one given twice the last counts."""
-    if not isinstance(value, (tuple, dict)):
+    if not isinstance(value, dict):
         raise InvalidSessionError(f"{where}expected an object")
-    return dict(value)
+    return value
 
 
 def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
@@ -281,18 +283,15 @@ def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
     raise InvalidSessionError(f"{_printable(path)}: {problem}")
 
 
-def _text(value: object, *where: str) -> str:
-    """Return a string that can be written as UTF-8; refuse all else, and say where it stands."""
+def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
+    """Return a member that has to be a string, and one that can be written as UTF-8."""
+    value = members.get(name)
     problem = "expected a string"
     if isinstance(value, str):
         if value.isascii() or not re.search("[\ud800-\udfff]", value):
             return value
         problem = _NOT_UNICODE
-    raise InvalidSessionError(f"{_printable(''.join(where))}: {problem}")
-
-
-def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
-    return _text(members.get(name), parent, name)
+    raise InvalidSessionError(f"{parent}{_printable(name)}: {problem}")
 
 
 # JWT
@@ -307,7 +306,7 @@ def _jwt_expiry(token: str) -> Optional[float]:
     if not match or 1 in {len(segment) % 4 for segment in match.groups()}:  # encodes nothing
         return None
     try:
-        claims = _decode(base64.urlsafe_b64decode(match[2] + "=="))
+        claims = _decode(base64.urlsafe_b64decode(match[2] + "=="), _PAIRS_DECODER)
     except InvalidSessionError:
         return None
     values = [value for name, value in claims if name == "exp"] if type(claims) is tuple else []
@@ -400,15 +399,16 @@ class Session:
         if method not in _MEMBERS:
             raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
         members = _members(auth.get(method), f"auth.{method}: ")
-        # Only a key's name may be left out, or null, which is no name as well.
-        names = [n for n in _MEMBERS[method] if n != "name" or members.get(n) is not None]
-        values = [_string(members, name, f"auth.{method}.") for name in names]
-        headers = _members(top.get("headers", ()), "headers: ")
+        names, parent = _MEMBERS[method], f"auth.{method}."
+        if method == "api_key" and members.get("name") is None:  # which is no name, as none is
+            names = names[:1]
+        values = [_string(members, name, parent) for name in names]
+        headers = _members(top.get("headers", {}), "headers: ")
         return cls(
             _string(top, "server_url"),
             Jwt(*values) if method == "jwt" else ApiKey(*values),
             _string(top, "created_at"),
-            {_text(n, "headers: a name"): _string(headers, n, "headers.") for n in headers},
+            {name: _string(headers, name, "headers.") for name in headers},
         )
 
     def to_json(self) -> str:
@@ -426,8 +426,10 @@ class Session:
         }
         if self.extra_headers:
             top["headers"] = self.extra_headers
+        for name in self.extra_headers:  # JSON would make a string of a number
+            _string({"a name": name}, "a name", "headers: ")
         self._from_members(top)
-        return json.dumps(top, indent=2, ensure_ascii=False)
+        return _ENCODER.encode(top)
 
     def is_expired(self, leeway: float = 60) -> bool:
         """Tell whether the session is known to end within *leeway* seconds.
@@ -492,8 +494,11 @@ def _os_problem(path: str, what: str, error: OSError) -> str:
 
 def _checked_path(path: str) -> str:
     """Refuse a path that is none here, for which the system has no error of its own."""
-    with contextlib.suppress(UnicodeEncodeError):
-        if path and b"\0" not in os.fsencode(path):
+    if path and "\0" not in path:
+        if path.isascii():
+            return path
+        with contextlib.suppress(UnicodeEncodeError):
+            os.fsencode(path)
             return path
     raise SessionError(f"{path!a}: there can be no such path on this system")
 
@@ -523,7 +528,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
                 raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
             # A read asks for one byte more than there should be: a larger request costs more.
             data = chunk = os.read(descriptor, min(status.st_size, _FILE_LIMIT) + 1)
-            while chunk and len(data) <= _FILE_LIMIT:
+            while chunk and len(data) != status.st_size and len(data) <= _FILE_LIMIT:
                 chunk = os.read(descriptor, 4096)
                 data += chunk
         finally:
@@ -583,16 +588,29 @@ def _link_target(path: str) -> str:
     return path
 
 
+# What tempfile.mkstemp makes of a file's name.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
+
 def _sweep(path: str, age: float) -> None:
     """Remove temporaries of *path* that killed processes left, if they are *age* seconds old."""
     directory, name = os.path.split(path)
-    pattern = re.compile(re.escape(f".{name}.") + r"[a-z0-9_]{8}\.tmp")
     with contextlib.suppress(OSError):
-        for entry in filter(pattern.fullmatch, os.listdir(directory)):
-            temporary = os.path.join(directory, entry)
+        for match in filter(None, map(_TEMPORARY.fullmatch, os.listdir(directory))):
+            temporary = os.path.join(directory, match[0])
             with contextlib.suppress(OSError):
-                if time.time() - os.lstat(temporary).st_mtime >= age:
+                if match[1] == name and time.time() - os.lstat(temporary).st_mtime >= age:
                     os.unlink(temporary)
+
+
+def _write_through(descriptor: int, data: bytes) -> None:
+    """Write data, wait until it is on the disk, and close."""
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: str, data: bytes) -> None:
@@ -601,12 +619,9 @@ def _replace(path: str, data: bytes) -> None:
     directory, name = os.path.split(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
     try:
-        with open(descriptor, "wb") as file:
-            with contextlib.suppress(OSError):  # the umask may have taken our own rights away
-                os.chmod(temporary, 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # the umask may have taken our own rights away
+            os.chmod(temporary, 0o600)
+        _write_through(descriptor, data)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -681,7 +696,7 @@ class SessionStore:
     def _path(self, *parts: str) -> str:
         base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
         base = base or os.path.join(_home(), ".config", "immich")
-        return _checked_path(os.path.join(base, *parts))
+        return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) or os.sep)
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
         name = self.get_current_profile() if profile is None else _checked_profile(profile)
@@ -1109,7 +1124,7 @@ def _resolve(client: _Client, server_url: str) -> str:
             place = _url_parts(target)["origin"] + (_url_parts(url)["path"] or "")
         return _with_api(place)
     api = answer.get("api")
-    endpoint = dict(api).get("endpoint") if isinstance(api, tuple) else None
+    endpoint = api.get("endpoint") if isinstance(api, dict) else None
     if not isinstance(endpoint, str) or re.search("[?#]", endpoint):
         raise client.refused(url, _WELL_KNOWN, answer)
     return _normalised_url(client.follow(target, endpoint, answer.status))
