@@ -483,7 +483,6 @@ class Session:
 
 # Files: one way to read, one to write, one to remove
 
-
 # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("NONBLOCK", "NOCTTY", "BINARY"))
 
@@ -526,7 +525,8 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
-            # A read asks for one byte more than there should be: a larger request costs more.
+            # A read asks for one byte more than there should be, as a larger request costs more.
+            # It is not the last one where the size was wrong: some file systems tell none.
             data = chunk = os.read(descriptor, min(status.st_size, _FILE_LIMIT) + 1)
             while chunk and len(data) != status.st_size and len(data) <= _FILE_LIMIT:
                 chunk = os.read(descriptor, 4096)

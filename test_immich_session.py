@@ -2336,6 +2336,13 @@ def test_a_directory_that_may_not_be_entered_is_never_taken_for_not_logged_in(la
             store.list_profiles()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/sys/kernel/ostype"), reason="Linux")
+def test_a_file_that_tells_no_size_is_read_to_its_end(tmp_path: Path) -> None:
+    environ = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY_FILE": "/proc/sys/kernel/ostype"}
+    session = session_from_env(environ)
+    assert session and session.auth == ApiKey("Linux")
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="Linux")
 def test_a_file_that_fails_while_it_is_read_is_an_error(store: SessionStore) -> None:
     path = store.config_dir("work") / "session.json"
