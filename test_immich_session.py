@@ -6733,6 +6733,158 @@ def test_an_interrupt_does_not_wait_for_the_server(server: Server, base: Path) -
     assert process.returncode == 130 and not list(base.rglob("session.json"))
 
 
+# What people are told, word for word: "!" is before what standard error says, a number is the
+# status if it is not 0, and a line that ends in "\" goes on in the next one.
+CONVERSATION = r"""
+$ profile list
+! no profile has a session
+$ profile current
+default
+$ status  # 4
+! profile "default" is not logged in: run "python -m immich_session login SERVER \
+  --profile=default", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY
+$ logout --local
+! profile "default" is not logged in
+$ logout --all
+! there is no profile to log out of
+$ logout --all -P work  # 2
+! --all and -P do not go together; see "python -m immich_session logout --help"
+$ profile switch work  # 1
+! profile "work" has no session; these profiles have one: none
+$ profile  # 2
+! name a COMMAND; see "python -m immich_session profile --help"
+$ login  # 1
+! profile "default" has no session to renew: name the SERVER
+$ login URL -k - < k3y
+! API key test all at URL/api is stored in profile "default", which is now the current one
+$ login URL/api -P work -e admin@immich.test -p - < passw0rd
+! admin@immich.test at URL/api is stored in profile "work", which is now the current one
+$ login URL --no-verify -k s3cret -P other
+! warning: other users can see a secret on the command line: "-k -" hides it
+! API key <unnamed> at URL/api is stored in profile "other", which is now the current one
+$ profile list
+  default  URL/api  api_key
+* other  URL/api  api_key
+  work  URL/api  jwt
+$ profile switch nobody  # 1
+! profile "nobody" has no session; these profiles have one: default, other, work
+$ profile switch work
+! profile "work" is now the current one
+$ status --check
+Source: profile "work"
+Email: admin@immich.test
+User ID: 605017a4-509e-4c2d-b978-2e953e321e99
+Server: URL/api
+Created: NOW
+Auth: access token
+Expires: expiry known to the server only
+Valid: yes
+$ status -P default --check
+Source: profile "default"
+API Key: test all
+Server: URL/api
+Created: NOW
+Auth: API key
+Expires: never
+Valid: yes
+$ status -P default --json
+{
+  "profile": "default",
+  "source": "file",
+  "server_url": "URL/api",
+  "method": "api_key",
+  "name": "test all",
+  "email": null,
+  "user_id": null,
+  "created_at": "NOW",
+  "expires_at": null,
+  "expired": false
+}
+$ login -k - < k3y2
+! API key test all at URL/api is stored in profile "work"
+$ login -p - < passw0rd  # 2
+! -p goes with -e; see "python -m immich_session login --help"
+$ exec -P other -- /nosuch/command  # 127
+! /nosuch/command: it cannot be run: No such file or directory
+$ logout
+! the API key stays valid on the server: remove it there, in the account settings
+! the session of profile "work" is removed here
+$ logout
+! profile "work" is not logged in
+$ login URL -e admin@immich.test -p - < passw0rd
+! admin@immich.test at URL/api is stored in profile "work"
+$ logout
+! the session is ended on the server
+! the session of profile "work" is removed here
+$ logout --all --local
+! the session of profile "default" is removed here
+! the session of profile "other" is removed here
+! profile "work" is not logged in
+$ import  # 1
+! import: HOME/.config/immich/auth.yml: there is no such file
+$ login URL -e a@b.c -k x  # 2
+! -k and -e do not go together; see "python -m immich_session login --help"
+$ login URL -e a@b.c -n x  # 2
+! -n and --no-verify do not go with a password login; see "python -m immich_session login --help"
+$ login URL k3y  # 2
+! an option is unknown, or an argument too many; a key goes behind -k; see "python -m \
+  immich_session login --help"
+$ login URL -k - <  # 1
+! no API key: nothing was given
+$ login ftp://x -k - < k3y  # 1
+! SERVER: expected an http(s) URL with a host, and no user name, query or fragment
+$ login URL -H x -k - < k3y  # 1
+! warning: other users can see a header on the command line: "-H @FILE" hides it
+! -H: expected "NAME: VALUE"
+$ login URL -H 'X: a' -H 'X: b' -k - < k3y  # 1
+! warning: other users can see a header on the command line: "-H @FILE" hides it
+! warning: other users can see a header on the command line: "-H @FILE" hides it
+! -H: a header is given twice
+$ status --timeout x  # 2
+! argument --timeout: invalid seconds value: ...; see "python -m immich_session status --help"
+$ status -P ../x  # 1
+! profile: '../x' is no profile name: one visible file name without / and \, of at most 255 bytes
+$ IMMICH_PROFILE=p login URL -k - < k3y
+! API key test all at URL/api is stored in profile "p", which is now the current one
+! note: IMMICH_PROFILE is set, and overrides the current profile
+$ IMMICH_SERVER=URL IMMICH_API_KEY=k logout --local -P p
+! the session of profile "p" is removed here
+! note: IMMICH_SERVER and IMMICH_API_KEY are set, and override every profile
+$ IMMICH_SERVER=URL IMMICH_API_KEY=k status
+Source: environment
+API Key: <unnamed>
+Server: URL/api
+Auth: API key
+Expires: never
+"""
+
+
+def converse(cli: Any, typed: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a line of the conversation, and return it with what it brought."""
+    line, _, stdin = typed.partition(" <")
+    words = shlex.split(line)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{stdin.strip()}\n".encode())))
+        while "=" in words[0]:
+            patch.setenv(*words.pop(0).split("="))
+        status, out, err = cli(*words)
+    told = "".join(f"! {line}\n" for line in err.replace("immich_session: ", "").splitlines())
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d-00:00"
+    return f"$ {typed}{f'  # {status}' if status else ''}\n" + re.sub(moment, "NOW", out) + told
+
+
+def test_people_are_told_what_happened_in_these_words(
+    cli: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = CONVERSATION.replace("\\\n  ", "").lstrip()
+    lines = re.findall(r"(?m)^\$ (.*?)(?:  # \d+)?$", expected)
+    names = {"URL": server.url, "HOME": os.environ["HOME"]}
+    told = "".join(converse(cli, line.replace("URL", server.url), monkeypatch) for line in lines)
+    for name, text in names.items():
+        told = told.replace(text, name)
+    assert told.splitlines() == expected.splitlines()
+
+
 # README: what it tells people to type is typed here, in an empty directory, with a server that
 # answers as recorded. (The commands marked "ci" are run by .ci/run.)
 
