@@ -1910,6 +1910,16 @@ def test_clear_is_content_with_nothing_on_a_read_only_mount_too(disk: Path) -> N
     store.clear("another")
 
 
+def test_clear_tells_of_a_link_into_nothing_that_it_cannot_remove(disk: Path) -> None:
+    store = SessionStore(disk)
+    link = store.config_dir("work") / "session.json"
+    link.symlink_to("nowhere")
+    subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
+    problem = f"{re.escape(str(link))}: it cannot be removed: {os.strerror(errno.EROFS)}"
+    with pytest.raises(SessionError, match=problem):
+        store.clear("work")
+
+
 # SessionStore: save and load
 
 
@@ -2651,6 +2661,17 @@ def test_data_is_on_disk_before_the_name_and_the_name_before_save_returns(
     monkeypatch.setattr(os, "replace", recorded_replace)
     store.save(SESSION)
     assert steps == [f"{len(SESSION.to_json())} bytes", "replace", "directory"]
+
+
+def test_a_session_is_gone_for_good_when_clear_returns(
+    store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION)
+    synced: List[os.stat_result] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
+    store.clear()
+    directory = (base / "profiles" / "default").stat()
+    assert [os.path.samestat(each, directory) for each in synced] == [True]
 
 
 def test_a_disk_that_fails_at_fsync_keeps_the_old_session(
@@ -3817,6 +3838,8 @@ def test_wrong_usage_is_status_2_and_one_sentence_without_what_was_typed(
 def test_wrong_usage_is_told_in_words_for_people(cli: Any) -> None:
     err = cli("status", "--timeout", "soon").err
     assert "--timeout" in err and not re.search(r"\b_", err)
+    assert cli("status", "--timeout", "86400").status == 4  # nobody is logged in
+    assert cli("status", "--timeout", "86400.1").status == 2
 
 
 @given(st.text(), st.text(), st.sampled_from([["profile"], ["login", URL], ["status"], []]))
@@ -5120,6 +5143,15 @@ def test_whatever_auth_yml_holds_it_is_stored_or_refused(data: bytes) -> None:
     assert one_sentence(err.getvalue()) and KEY not in err.getvalue()
 
 
+@pytest.mark.parametrize(
+    "text", ["", f"url: {URL}\n", f"key: {KEY}\n", f"url: {URL}\nkey: ''\n", f"server: {URL}\n"]
+)
+def test_import_says_what_it_misses(cli: Any, base: Path, text: str) -> None:
+    path = put(base / "auth.yml", text)
+    problem = "expected url and key, or instanceUrl and apiKey"
+    assert cli("import").err == f"immich_session: {path}: {problem}\n"
+
+
 def test_import_names_the_line_that_it_does_not_understand(cli: Any, base: Path) -> None:
     put(base / "auth.yml", f"# comment\n\nurl: {URL}\nkey: [{KEY}]\n")
     assert "line 4" in cli("import").err
@@ -5900,9 +5932,17 @@ def test_no_failure_to_get_the_name_of_a_key_matters(server: Server, answer: Ans
     assert login_api_key(server.url, KEY, timeout=timeout).auth == ApiKey(KEY)
 
 
+def test_the_name_of_a_key_is_asked_for_with_the_key(immich: Server) -> None:
+    by_key(immich.url, extra_headers=EXTRA)
+    assert immich.lines[-1] == ME
+    sent = immich.asked[-1].headers
+    assert (sent["x-api-key"], sent["CF-Access-Client-Secret"]) == (KEY, HEADER)
+
+
 def test_what_a_server_echoes_does_not_become_a_name(server: Server) -> None:
-    server.answers[ME] = Reply(200, json.dumps({"name": f"my {HEADER}", "permissions": []}))
-    assert by_key(server.url, extra_headers=EXTRA).auth == ApiKey(KEY)
+    for secret in (HEADER, KEY):
+        server.answers[ME] = Reply(200, json.dumps({"name": f"my {secret}", "permissions": []}))
+        assert by_key(server.url, extra_headers=EXTRA).auth == ApiKey(KEY)
     for member, auth in (
         ("userEmail", Jwt(TOKEN, "u-1", EMAIL)),
         ("userId", Jwt(TOKEN, "", "alice@example.com")),
@@ -6549,6 +6589,16 @@ def test_login_tells_what_a_weak_key_may_do(cli: Any, server: Server) -> None:
         )
         assert status == 0 and "user.read" in err and f"API key {name} at" in err
         SessionStore().clear()
+
+
+def test_login_tells_permissions_without_secrets_and_controls(cli: Any, server: Server) -> None:
+    permissions = [f"a.{KEY}", 7, "b\x1b[2J", "c" * 3000]
+    server.answers[ME] = Reply(200, json.dumps({"name": "n", "permissions": permissions}))
+    err = cli("login", server.url, "-k", KEY).err.splitlines()[1]
+    assert err.startswith(
+        "immich_session: the key has these permissions only: a.***, b\\x1b[2J, cc"
+    )
+    assert KEY not in err and len(err) < 300
 
 
 def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
