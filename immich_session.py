@@ -488,7 +488,7 @@ _READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("NONBLOCK", "
 
 
 def _os_problem(path: str, what: str, error: OSError) -> str:
-    return f"{_printable(path)}: {what}: {error.strerror or type(error).__name__}"
+    return f"{_printable(path)}: {what}: {error.strerror}"
 
 
 def _checked_path(path: str) -> str:

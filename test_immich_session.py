@@ -5042,6 +5042,7 @@ def test_exec_refuses_what_no_header_can_hold(
         f"url: {URL}\nkey: {KEY}\n",
         f"instanceUrl: {URL}\napiKey: {KEY}\n",
         f"key: {KEY}\nurl: {URL}",
+        f"key: {KEY} \t # there\nurl: {URL}  # here",
         f"---\n# made by hand\n\nurl:   '{URL}'  # here\n  # there\nkey: \"{KEY}\" \n",
         f"url: {URL} # here\r\nkey:\t{KEY}\r\nother: 'it''s'\r\n",
         f"url: https://photos.example.com\nkey: {KEY}\n",
@@ -5433,6 +5434,26 @@ def test_a_full_standard_output_is_one_sentence_and_status_1(
         status, _, err = run(*command.split(), stdout=full)
     assert (status, one_sentence(err)) == (1, True)
     assert "standard output" in err
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.EIO, "broken"), ValueError("closed")])
+def test_a_stream_without_a_descriptor_that_breaks_is_one_sentence_and_status_1(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    class Broken(StringIO):
+        def write(self, _: str) -> int:
+            raise problem
+
+        def fileno(self) -> int:
+            raise problem
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        status, _, err = cli("profile", "current")
+    told = "broken" if isinstance(problem, OSError) else "it is closed"
+    assert (status, err) == (1, f"immich_session: standard output: {told}\n")
+    monkeypatch.setattr(sys, "stderr", Broken())
+    assert cli("token").status == 4
 
 
 @full_device
