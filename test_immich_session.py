@@ -114,6 +114,7 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("IMMICH_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is written waits in a buffer
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 
@@ -4061,10 +4062,13 @@ def test_what_is_said_of_a_secret_names_its_flag(
     assert warning in cli("login", server.url, *more, flag, "s3cret").err
 
 
-@pytest.mark.parametrize("size, expected", [(1 << 16, 0), ((1 << 16) + 1, 1)])
-def test_a_key_of_more_than_64_kib_is_refused(size: int, expected: int) -> None:
-    status, out, err = run("login", URL, "--no-verify", "-k", "-", stdin="k" * size)
-    assert (status, out, one_sentence(err)) == (expected, "", True)
+def test_a_key_of_more_than_64_kib_is_refused() -> None:
+    login = ["login", URL, "--no-verify", "-k", "-"]
+    assert run(*login, stdin="k" * 65536).status == 0
+    problem = "no API key: standard input: it is larger than 65536 bytes"
+    assert run(*login, stdin="k" * 65537) == (1, "", f"immich_session: {problem}\n")
+    problem = "no API key: standard input: it cannot be read as UTF-8 text"
+    assert run(*login, stdin=b"k\xff") == (1, "", f"immich_session: {problem}\n")
 
 
 def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
@@ -4128,7 +4132,9 @@ def test_a_prompt_that_nobody_would_see_is_an_error() -> None:
 def test_closed_standard_input_is_an_error(base: Path, flags: List[str]) -> None:
     done = run("login", URL, "--no-verify", *flags, preexec_fn=lambda: os.close(0))
     assert (done.status, done.out, base.exists()) == (1, "", False)
-    assert one_sentence(done.err) and "standard input" in done.err
+    assert one_sentence(done.err)
+    problem = "standard input: it is closed" if flags else "there is no terminal to ask on"
+    assert f"no API key: {problem}" in done.err
 
 
 def test_an_interrupt_while_standard_input_is_read_is_status_130(base: Path) -> None:
@@ -5011,8 +5017,8 @@ def test_a_failed_exec_is_status_127_where_nobody_reads_why(store: SessionStore)
 def test_exec_warns_that_extra_headers_do_not_travel(store: SessionStore) -> None:
     store.save(OLD)
     status, out, err = run("exec", "--", "echo", "done")
-    assert (status, out, one_sentence(err)) == (0, "done\n", True)
-    assert "warning" in err and "headers" in err and HEADER not in err
+    problem = "warning: the extra headers of this session do not reach the command"
+    assert (status, out, err) == (0, "done\n", f"immich_session: {problem}\n")
 
 
 @pytest.mark.parametrize(
@@ -5420,8 +5426,7 @@ def test_a_closed_standard_output_is_one_sentence_and_status_1(
 ) -> None:
     store.save(SESSION)
     status, _, err = run(*command.split(), preexec_fn=lambda: os.close(1))
-    assert (status, one_sentence(err)) == (1, True)
-    assert "standard output" in err
+    assert (status, err) == (1, "immich_session: standard output: it is closed\n")
 
 
 @full_device
@@ -5432,8 +5437,8 @@ def test_a_full_standard_output_is_one_sentence_and_status_1(
     store.save(SESSION)
     with open("/dev/full", "wb") as full:
         status, _, err = run(*command.split(), stdout=full)
-    assert (status, one_sentence(err)) == (1, True)
-    assert "standard output" in err
+    problem = os.strerror(errno.ENOSPC)
+    assert (status, err) == (1, f"immich_session: standard output: {problem}\n")
 
 
 @pytest.mark.parametrize("problem", [OSError(errno.EIO, "broken"), ValueError("closed")])
@@ -5532,14 +5537,14 @@ def test_a_locale_without_the_letters_of_a_name_escapes_them_for_people(
     store.save(Session(f"{URL}/é", ApiKey(KEY, "Zoë"), ""))
     status, out, err = run(*command.split(), env=C_LOCALE)
     assert (status, err) == (0, "")
-    assert URL in out
+    assert f"{URL}/\\xe9" in out
 
 
 def test_a_locale_without_a_letter_does_not_change_what_is_data(store: SessionStore) -> None:
     store.save(Session(URL, ApiKey("Zoë"), ""))
     status, out, err = run("token", env={**C_LOCALE, "PYTHONIOENCODING": "ascii"})
-    assert (status, out, one_sentence(err)) == (1, "", True)
-    assert "Zo" not in err
+    problem = "standard output: its encoding lacks a character"
+    assert (status, out, err) == (1, "", f"immich_session: {problem}\n")
 
 
 @pytest.mark.parametrize("home", ["", "relative"])
