@@ -192,7 +192,8 @@ def _url_parts(url: str) -> re.Match[str]:
 
 def _normalised_url(typed: str, source: str = "server_url") -> str:
     """Return the URL that a person means by *typed*: https by default, no trailing slash."""
-    scheme, found, rest = typed.strip().rpartition("://")
+    typed = typed.strip() if "://" in typed else f"https://{typed.strip()}"
+    scheme, _, rest = typed.partition("://")
     host, slash, path = rest.partition("/")
     if not host.isascii():
         import urllib.parse
@@ -200,7 +201,7 @@ def _normalised_url(typed: str, source: str = "server_url") -> str:
         with contextlib.suppress(ValueError):  # stays as it is, and is refused below
             urllib.parse.urlsplit(f"//{host}")  # refuses what IDNA would turn into a slash
             host = host.encode("idna").decode("ascii")
-    url = f"{scheme.lower() if found else 'https'}://{host}{slash}{path}".rstrip("/")
+    url = f"{scheme.lower()}://{host}{slash}{path}".rstrip("/")
     _checked_url(url, source)
     return url
 
