@@ -1534,7 +1534,7 @@ def _logout(args: Any, store: SessionStore) -> int:
             statuses.append(_log_out_of(profile, store, args))
         except SessionError as error:  # and go on with the others
             _say(error)
-            statuses.append(_exit_status(error))
+            statuses.append(1)
     _note_overrides()
     return max(statuses)
 
@@ -1663,7 +1663,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     _say(f"{command[0]}: it cannot be run: {problem}")
-    places = [""] if os.sep in command[0] else os.get_exec_path(environ)
+    places = [""] if os.sep in command[0] else os.get_exec_path()
     found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
     return 126 if found and command[0] else 127
 

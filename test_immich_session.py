@@ -4678,6 +4678,15 @@ def test_a_session_that_others_may_read_draws_a_warning(base: Path) -> None:
 # Command line: profile, token
 
 
+def test_profile_list_says_what_is_expired_and_skips_what_is_gone(
+    cli: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(jwt(0), "old")
+    listed = ["gone", *store.list_profiles()]  # another process removed one after it was listed
+    monkeypatch.setattr(SessionStore, "list_profiles", lambda _: listed)
+    assert cli("profile", "list") == (0, f"  old  {URL}  jwt  expired\n", "")
+
+
 def test_profile_list_marks_the_current_one(cli: Any, store: SessionStore) -> None:
     store.save(SESSION, "b")
     store.save(LOGIN, "a")
@@ -4994,6 +5003,22 @@ def test_a_command_that_is_not_executable_is_status_126(
         status, out, err = cli("exec", "--", path)
         assert (status, out, one_sentence(err)) == (126, "", True)
         assert str(path) in err
+
+
+def test_where_a_command_is_looked_for_decides_between_126_and_127(
+    cli: Any, store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION)
+    put(tmp_path / "bin" / "in-path", "x")
+    put(tmp_path / "here", "x")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    for command, status in (("in-path", 126), ("./in-path", 127), ("./here", 126), ("here", 127)):
+        problem = os.strerror(errno.EACCES if status == 126 else errno.ENOENT)
+        told = f"immich_session: {command}: it cannot be run: {problem}\n"
+        assert cli("exec", "--", command) == (status, "", told)
+    told = "immich_session: a\\x00b: it cannot be run: it is no command\n"
+    assert cli("exec", "--", "a\0b") == (127, "", told)
 
 
 def test_a_failed_exec_leaves_the_signals_of_the_program_alone(
@@ -6721,7 +6746,13 @@ def test_login_makes_the_profile_before_it_asks(log_in: Any, server: Any, base: 
     "auth, answer, flags, status, words",
     [
         (LOGIN.auth, recorded(LOG_OUT), [], 0, "ended on the server"),
-        (LOGIN.auth, recorded("bad token"), [], 0, "already"),
+        (
+            LOGIN.auth,
+            recorded("bad token"),
+            [],
+            0,
+            ": the session had ended on the server already\n",
+        ),
         (LOGIN.auth, b"", [], 3, "may live on"),
         (LOGIN.auth, recorded("500"), [], 1, "may live on"),
         (LOGIN.auth, Reply(403, PAGE), [], 4, "may live on"),
@@ -6844,6 +6875,33 @@ $ profile list
   default  URL/api  api_key
 * other  URL/api  api_key
   work  URL/api  jwt
+$ profile list --json
+[
+  {
+    "name": "default",
+    "current": false,
+    "server_url": "URL/api",
+    "method": "api_key",
+    "expired": false,
+    "error": null
+  },
+  {
+    "name": "other",
+    "current": true,
+    "server_url": "URL/api",
+    "method": "api_key",
+    "expired": false,
+    "error": null
+  },
+  {
+    "name": "work",
+    "current": false,
+    "server_url": "URL/api",
+    "method": "jwt",
+    "expired": false,
+    "error": null
+  }
+]
 $ profile switch nobody  # 1
 ! profile "nobody" has no session; these profiles have one: default, other, work
 $ profile switch work
