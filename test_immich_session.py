@@ -5005,6 +5005,14 @@ def test_a_command_that_is_not_executable_is_status_126(
         assert str(path) in err
 
 
+def test_exec_waits_for_the_command_where_it_cannot_become_it(store: SessionStore) -> None:
+    store.save(SESSION)
+    code = PROGRAM + "os.name = 'nt'; sys.exit(immich_session.main(sys.argv[2:]))"
+    command = "import os, sys; print(os.environ['IMMICH_API_KEY']); sys.exit(7)"
+    done = run("exec", "--", sys.executable, "-c", command, python=["-c", code])
+    assert done == (7, f"{KEY}\n", "")
+
+
 def test_where_a_command_is_looked_for_decides_between_126_and_127(
     cli: Any, store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
