@@ -7282,7 +7282,9 @@ class Faults:
         assert isinstance(ended, int) or ended.isprintable()
         assert ended == 0 or self.was_hit()
         self.check(well=ended == 0)
-        left = {path.name for path in self.base.rglob("*") if path.is_file()}
+        # PyPy may make a file, and fail before it gives it to us: it is empty.
+        files = (path for path in self.base.rglob("*") if path.is_file() and path.stat().st_size)
+        left = {path.name for path in files}
         assert left <= {"session.json", "config.json"}
 
     def check(self, *, well: Optional[bool]) -> None:
@@ -7586,7 +7588,7 @@ def container() -> Iterator[Container]:
 
 def test_the_container_is_as_bare_as_it_should_be(container: Container) -> None:
     code = (
-        "import os; print(os.getuid(), os.getgroups(), os.statvfs('/').f_flag & os.ST_RDONLY, "
+        "import os; print(os.getuid(), os.getgroups(), os.statvfs('/').f_flag & 1, "  # read-only
         "[name for name in ('etc', 'tmp', 'proc') if os.path.exists('/' + name)])"
     )
     assert container.python("-c", code) == (0, "65532 [] 1 []\n", "")
