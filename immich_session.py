@@ -922,8 +922,32 @@ def _opener(sockets: List[Any], late: Any) -> Any:
     return opener
 
 
+def _unreachable_because(error: Exception) -> str:
+    """Return in plain words why there is no complete answer."""
+    import http.client
+    import socket
+    import urllib.error
+
+    ssl = sys.modules.get("ssl")  # some Pythons have none
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "there is no server of that name (it does not resolve)"
+    if ssl and isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not to be trusted: {error.verify_message}"
+    if ssl and isinstance(error, ssl.SSLError):
+        return "it does not speak TLS as expected: is it an http server?"
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "there was no complete answer in time"
+    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
+        return "the address of the proxy cannot be used"  # the other one is checked
+    if isinstance(error, (http.client.HTTPException, EOFError)):
+        return "the answer was cut short, or is no HTTP"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"the request failed ({type(error).__name__})"
+
+
 def _exchange(request: Any, timeout: float) -> Any:
-    """Return status, header fields and body of the answer, or the exception that came instead.
+    """Return status, header fields and body of the answer, or why there is none.
 
     urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
     thread does the work; when time is up it is left, and loses its connection.
@@ -945,45 +969,22 @@ def _exchange(request: Any, timeout: float) -> Any:
                 outcome.append((response.status, response.headers, body))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
             reason = getattr(error, "reason", None)  # what urllib has wrapped
-            outcome.append(reason if isinstance(reason, Exception) else error)
+            # Words, as the exception would keep the connection that it comes from.
+            outcome.append(_unreachable_because(reason if isinstance(reason, Exception) else error))
 
     worker = threading.Thread(target=work, daemon=True)
     try:
         worker.start()
     except RuntimeError as error:  # the system gives out no more threads
-        return error
+        return _unreachable_because(error)
     try:
         worker.join(timeout)
-        return outcome[0] if outcome else TimeoutError()
+        return outcome[0] if outcome else _unreachable_because(TimeoutError())
     finally:  # also when Ctrl-C ends the wait
         late.set()
         for connected in sockets:
             with contextlib.suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
-
-
-def _unreachable_because(error: Exception) -> str:
-    """Return in plain words why there is no complete answer; nothing, if the error has words."""
-    import http.client
-    import socket
-    import urllib.error
-
-    ssl = sys.modules.get("ssl")  # some Pythons have none
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "there is no server of that name (it does not resolve)"
-    if ssl and isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {error.verify_message}"
-    if ssl and isinstance(error, ssl.SSLError):
-        return "it does not speak TLS as expected: is it an http server?"
-    if isinstance(error, (TimeoutError, socket.timeout)):
-        return "there was no complete answer in time"
-    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
-        return "the address of the proxy cannot be used"  # the other one is checked
-    if isinstance(error, (http.client.HTTPException, EOFError)):
-        return "the answer was cut short, or is no HTTP"
-    if isinstance(error, OSError):
-        return error.strerror or ""
-    return f"the request failed ({type(error).__name__})"
 
 
 def _where(url: str) -> str:
@@ -1028,9 +1029,8 @@ class _Client:
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
         request = urllib.request.Request(url, body, headers, method=method)
         outcome = _exchange(request, self.timeout)
-        if isinstance(outcome, Exception):
-            problem = _unreachable_because(outcome) or self.told(str(outcome))
-            raise ServerUnreachableError(f"{_where(url)}: {problem}")
+        if isinstance(outcome, str):
+            raise ServerUnreachableError(f"{_where(url)}: {self.told(outcome)}")
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
             problem = f"the answer is larger than {_FILE_LIMIT} bytes"
