@@ -975,11 +975,10 @@ def _exchange(request: Any, timeout: float) -> Any:
     worker = threading.Thread(target=work, daemon=True)
     try:
         worker.start()
-    except RuntimeError as error:  # the system gives out no more threads
-        return _unreachable_because(error)
-    try:
         worker.join(timeout)
         return outcome[0] if outcome else _unreachable_because(TimeoutError())
+    except RuntimeError as error:  # the system gives out no more threads
+        return _unreachable_because(error)
     finally:  # also when Ctrl-C ends the wait
         late.set()
         for connected in sockets:
