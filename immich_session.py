@@ -922,8 +922,8 @@ def _opener(sockets: List[Any], late: Any) -> Any:
     return opener
 
 
-def _unreachable_because(error: Exception) -> str:
-    """Return in plain words why there is no complete answer."""
+def _unreachable_because(error: Exception, told: Callable[[str], str]) -> str:
+    """Return in plain words why there is no complete answer; others' words as they are *told*."""
     import http.client
     import socket
     import urllib.error
@@ -942,11 +942,11 @@ def _unreachable_because(error: Exception) -> str:
     if isinstance(error, (http.client.HTTPException, EOFError)):
         return "the answer was cut short, or is no HTTP"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return error.strerror or told(str(error))
     return f"the request failed ({type(error).__name__})"
 
 
-def _exchange(request: Any, timeout: float) -> Any:
+def _exchange(request: Any, timeout: float, told: Callable[[str], str]) -> Any:
     """Return status, header fields and body of the answer, or why there is none.
 
     urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
@@ -970,15 +970,16 @@ def _exchange(request: Any, timeout: float) -> Any:
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
             reason = getattr(error, "reason", None)  # what urllib has wrapped
             # Words, as the exception would keep the connection that it comes from.
-            outcome.append(_unreachable_because(reason if isinstance(reason, Exception) else error))
+            error = reason if isinstance(reason, Exception) else error
+            outcome.append(_unreachable_because(error, told))
 
     worker = threading.Thread(target=work, daemon=True)
     try:
         worker.start()
         worker.join(timeout)
-        return outcome[0] if outcome else _unreachable_because(TimeoutError())
+        return outcome[0] if outcome else _unreachable_because(TimeoutError(), told)
     except RuntimeError as error:  # the system gives out no more threads
-        return _unreachable_because(error)
+        return _unreachable_because(error, told)
     finally:  # also when Ctrl-C ends the wait
         late.set()
         for connected in sockets:
@@ -1027,9 +1028,9 @@ class _Client:
 
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
         request = urllib.request.Request(url, body, headers, method=method)
-        outcome = _exchange(request, self.timeout)
+        outcome = _exchange(request, self.timeout, self.told)
         if isinstance(outcome, str):
-            raise ServerUnreachableError(f"{_where(url)}: {self.told(outcome)}")
+            raise ServerUnreachableError(f"{_where(url)}: {outcome}")
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
             problem = f"the answer is larger than {_FILE_LIMIT} bytes"

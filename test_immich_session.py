@@ -6363,6 +6363,11 @@ def test_a_server_is_trusted_by_its_certificate(secure: Any, certificate: str) -
             assert "certificate" in refused(None, ask, server.url) and not server.asked
 
 
+def test_a_short_password_does_not_garble_what_we_say_ourselves() -> None:
+    error = failure(login_password, f"http://{NOWHERE}/api", EMAIL, "e")
+    assert str(error).endswith(f": {os.strerror(errno.ECONNREFUSED)}")
+
+
 def test_a_problem_of_tls_is_told_plainly(server: Server, secure: Any) -> None:
     assert "TLS" in refused(None, validity, server.url.replace("http:", "https:"))
     failure(validity, secure().url.replace("https:", "http:"))
