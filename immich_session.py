@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -37,9 +36,20 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -56,25 +66,37 @@ __all__ = [
     "SessionStore",
     "get_session",
     "is_jwt_expired",
-    "is_valid",
-    "login_api_key",
-    "login_password",
-    "logout",
-    "main",
-    "resolve_api_url",
     "session_from_env",
 ]
 
 DEFAULT_PROFILE = "default"
 
-_COMMAND = "python -m immich_session"
-_FILE_LIMIT = 1 << 20  # bytes: no session is larger, and nobody can make us read a whole disk
-_STDIN_LIMIT = 1 << 16  # bytes
-_STALE = 60.0  # seconds: a save that takes longer than this was killed
-_LONGEST = 86_400.0  # seconds: a longer time limit is none, and sockets cannot count much farther
+_FILE_LIMIT = 1 << 20  # bytes of a file or an answer; no session is larger
+_STALE = 60.0  # seconds; an older temporary file was left by a process that was killed
+
+# The environment variables that describe a session. Those that end in _FILE hold a path.
+_URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
+_SECRET_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKEN")
+_HEADER_VARIABLES = ("IMMICH_HEADERS", "IMMICH_HEADERS_FILE")
+_SESSION_VARIABLES = (
+    *(*_URL_VARIABLES, "IMMICH_API_URL", *_SECRET_VARIABLES, *_HEADER_VARIABLES),
+    "IMMICH_PROFILE",
+)
 
 
 # Errors
+
+
+def _printable(text: str) -> str:
+    """Escape every character that could control or mislead a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _sentence(*parts: Optional[str]) -> str:
+    """Compose the text of an error from where it happened and what is wrong."""
+    return ": ".join(_printable(part) for part in parts if part)
 
 
 class SessionError(Exception):
@@ -82,17 +104,29 @@ class SessionError(Exception):
 
 
 class InvalidProfileError(SessionError, ValueError):
-    """A profile name that is none."""
+    """A profile name that is not allowed."""
 
 
 class InvalidSessionError(SessionError, ValueError):
-    """A session.json, config.json or auth.yml, or a field of a session, that cannot be used."""
+    """A session.json, config.json, auth.yml, field or environment variable that cannot be used.
+
+    ``path`` is the file, and ``member`` the member of it, the field or the variable; each is None
+    where there is none.
+    """
+
+    def __init__(
+        self, problem: str, path: Optional[str] = None, member: Optional[str] = None
+    ) -> None:
+        # A file has members; but a variable, whose name is in capitals, may name a file.
+        where = (member, path) if member and member.isupper() else (path, member)
+        super().__init__(_sentence(*where, problem))
+        self.problem, self.path, self.member = problem, path, member
 
 
 class NotLoggedInError(SessionError):
-    """There is no session to use, or it is expired.
+    """There is no session to use, or it has expired.
 
-    ``profile`` is the profile that was looked at, None if the session was the environment's.
+    ``profile`` is the profile that was looked at; None for a session from the environment.
     """
 
     def __init__(self, message: str, profile: Optional[str] = None) -> None:
@@ -101,7 +135,7 @@ class NotLoggedInError(SessionError):
 
 
 class ServerError(SessionError):
-    """The server answered, and refused or made no sense.
+    """The server refused, or its answer made no sense.
 
     ``status`` is the HTTP status of its answer, or None.
     """
@@ -112,20 +146,17 @@ class ServerError(SessionError):
 
 
 class ServerUnreachableError(ServerError):
-    """There was no complete HTTP answer; ``status`` is None."""
+    """Try again later: there was no complete HTTP answer, or the server is not ready.
+
+    ``status`` is None, or that of the answer: maintenance mode, or 429, 502, 503 or 504 of
+    something in front of the server.
+    """
 
 
 # Rules: what may be shown, and what is a profile name, a URL, a header
 
 
-def _printable(text: str) -> str:
-    """Return *text* with everything escaped that could drive or fool a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _shown_url(url: str) -> str:
+def _public_url(url: str) -> str:
     """Return *url* without what may be secret in it: user name, password, query, fragment."""
     scheme, found, rest = url.partition("://")
     if scheme.lower() not in ("http", "https"):
@@ -141,7 +172,7 @@ def _shown_url(url: str) -> str:
 
 
 def _is_profile_name(name: str) -> bool:
-    """Tell whether *name* is one visible path component: the only place that decides."""
+    """Tell whether *name* is one visible path component; nothing else decides that."""
     return (
         name.isprintable()
         and name not in ("", ".", "..")
@@ -155,13 +186,17 @@ def _is_profile_name(name: str) -> bool:
 def _checked_profile(name: str, source: str = "profile") -> str:
     if _is_profile_name(name):
         return name
-    rule = "one visible file name without / and \\, of at most 255 bytes"
-    raise InvalidProfileError(f"{_printable(source)}: {name[:80]!r} is no profile name: {rule}")
+    rule = "visible characters without / and \\, at most 255 bytes"
+    raise InvalidProfileError(_sentence(source, f"{name[:80]!r} is not allowed: {rule}"))
 
 
 _VISIBLE = r"[!-~]+"
 _FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
-_RESERVED = r"x-api-key|x-immich-.*|cookie|host|content-.*|transfer-encoding|connection|expect"
+# Matched against "name: value": what carries the credential, or would change the request.
+_RESERVED = (
+    r"(x-api-key|x-immich-.*|cookie|host|content-.*|transfer-encoding|connection|expect): .*"
+    r"|authorization: bearer( .*)?"
+)
 _URL = (
     r"(?P<origin>(?P<scheme>https?)://(?P<netloc>"
     r"(?P<host>(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?|\[[0-9A-Fa-f:.]+\])"
@@ -180,18 +215,20 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
 
                 ipaddress.IPv6Address(match["host"][1:-1])
             return match
-    raise InvalidSessionError(
-        f"{source}: expected an http(s) URL with a host, and no user name, query or fragment"
-    )
+    problem = "expected an http(s) URL with a host, and no user name, query or fragment"
+    raise InvalidSessionError(problem, None, source)
 
 
-def _url_parts(url: str) -> re.Match[str]:
-    """Match a URL without its query, which is a server's own business."""
-    return _checked_url(re.split("[?#]", url)[0])
+def _without_query(url: str) -> str:
+    return re.split("[?#]", url)[0]
 
 
-def _normalised_url(typed: str, source: str = "server_url") -> str:
-    """Return the URL that a person means by *typed*: https by default, no trailing slash."""
+def _normalised_url(typed: str, source: str = "server_url", is_page: bool = False) -> str:
+    """Return the URL that a person means by *typed*: https by default, no trailing slash.
+
+    *is_page*: it may be the address of a page, whose query and fragment are dropped.
+    """
+    typed = _without_query(typed) if is_page else typed
     typed = typed.strip() if "://" in typed else f"https://{typed.strip()}"
     scheme, _, rest = typed.partition("://")
     host, slash, path = rest.partition("/")
@@ -210,27 +247,75 @@ def _with_api(url: str) -> str:
     return url if url.endswith("/api") else url + "/api"
 
 
-def _check_secret(secret: str, member: str) -> None:
+def _is_same_server(old: str, new: str) -> bool:
+    """Tell whether two URLs have the same host and port, or lead from port 80 to 443."""
+    one, other = (_checked_url(_without_query(url)) for url in (old, new))
+    ports = [
+        int(each["port"] or {"http": 80, "https": 443}[each["scheme"]]) for each in (one, other)
+    ]
+    same_port = ports[0] == ports[1] or ports == [80, 443]
+    return same_port and one["host"].lower() == other["host"].lower()
+
+
+def _is_same_api(one: str, other: str) -> bool:
+    """Tell whether two API bases have the same host, port (80 is 443 here) and path."""
+    paths = {_checked_url(url.rstrip("/"))["path"] for url in (one, other)}
+    return len(paths) == 1 and (_is_same_server(one, other) or _is_same_server(other, one))
+
+
+def _check_secret(secret: str, member: str, path: Optional[str] = None) -> None:
     if not re.fullmatch(_VISIBLE, secret):
-        raise InvalidSessionError(f"{member}: expected visible ASCII characters, no white space")
+        problem = "expected visible ASCII characters, no spaces" if secret else "it is empty"
+        raise InvalidSessionError(problem, path, member)
+
+
+def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
+    """Return the key or token that a person gave, without the white space around it."""
+    secret = text.lstrip("\ufeff").strip()
+    _check_secret(secret, member, path)
+    if re.fullmatch("\".*\"|'.*'", secret):  # docker --env-file keeps them
+        raise InvalidSessionError("it stands in quotes: remove them", path, member)
+    return secret
 
 
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
         if not re.fullmatch(_FIELD_NAME, name):  # not echoed: without its colon, it holds the value
-            raise InvalidSessionError("headers: there is a name that HTTP does not allow")
+            problem = "a name has characters that HTTP does not allow"
+            raise InvalidSessionError(problem, None, "headers")
         if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
-        elif re.fullmatch(_RESERVED, name, re.IGNORECASE):
-            problem = "this header is not for you to set"
-        elif re.fullmatch("authorization: bearer( .*)?", f"{name}: {value}", re.IGNORECASE):
-            problem = "the scheme Bearer is the session's own"
+        elif re.fullmatch(_RESERVED, f"{name}: {value}", re.IGNORECASE):
+            problem = "this header is reserved"
         else:
             continue
-        raise InvalidSessionError(f"headers.{name}: {problem}")
+        raise InvalidSessionError(problem, None, f"headers.{name}")
     if len({name.lower() for name in headers}) < len(headers):
-        raise InvalidSessionError("headers: there is a name twice, in different cases")
+        problem = "the same name is given twice, in different cases"
+        raise InvalidSessionError(problem, None, "headers")
+
+
+def _add_headers(
+    headers: Dict[str, str],
+    lines: Sequence[Tuple[int, str]],
+    member: str,
+    path: Optional[str] = None,
+) -> None:
+    """Add what numbered "NAME: VALUE" lines hold to *headers*; a 0 is no number."""
+    for number, line in lines:
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        problem = "" if colon else 'expected "NAME: VALUE"'
+        if name.lower() in map(str.lower, headers):
+            problem = "this header is given twice"
+        try:
+            _check_extra_headers({} if problem else {name: value})
+        except InvalidSessionError as error:
+            problem = str(error)
+        if problem:
+            where = f"line {number}: " if number else ""
+            raise InvalidSessionError(where + problem, path, member)
+        headers[name] = value
 
 
 # JSON: strict where the meaning could differ
@@ -244,6 +329,7 @@ _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, pars
 _ENCODER = json.JSONEncoder(indent=2, ensure_ascii=False)  # as the OCaml CLI does
 
 _NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
+_BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
 
 
 def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> object:
@@ -264,35 +350,39 @@ def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> ob
         problem = _NOT_UNICODE
     except json.JSONDecodeError as error:
         problem = f"it is not JSON (line {error.lineno}, column {error.colno})"
+        if error.doc.startswith("\ufeff"):
+            problem = _BOM
+        elif not error.doc.strip():
+            problem = "it is empty"
     except ValueError:
         problem = "NaN and Infinity are not JSON"
     raise InvalidSessionError(problem)
 
 
-def _members(value: object, where: str = "") -> Dict[str, object]:
+def _object(value: object, member: Optional[str] = None) -> Dict[str, object]:
+    """Return a value that must be an object."""
     if not isinstance(value, dict):
-        raise InvalidSessionError(f"{where}expected an object")
+        raise InvalidSessionError("expected an object", None, member)
     return value
 
 
-def _located(path: str, decode: Callable[..., Any], data: object) -> Any:
-    """Decode what a file holds; let an error name the file as well as the member."""
-    try:
-        return decode(data)
-    except InvalidSessionError as error:
-        problem = str(error)
-    raise InvalidSessionError(f"{_printable(path)}: {problem}")
-
-
-def _string(members: Mapping[str, object], name: str, parent: str = "") -> str:
-    """Return a member that has to be a string, and one that can be written as UTF-8."""
-    value = members.get(name)
+def _string(value: object, member: str) -> str:
+    """Return a value that must be a string that UTF-8 can encode."""
     problem = "expected a string"
     if isinstance(value, str):
         if value.isascii() or not re.search("[\ud800-\udfff]", value):
             return value
         problem = _NOT_UNICODE
-    raise InvalidSessionError(f"{parent}{_printable(name)}: {problem}")
+    raise InvalidSessionError(problem, None, member)
+
+
+def _parse_file(path: str, decode: Callable[..., Any], data: object) -> Any:
+    """Decode the contents of a file; put its path into the error."""
+    try:
+        return decode(data)
+    except InvalidSessionError as error:
+        problem, member = error.problem, error.member
+    raise InvalidSessionError(problem, path, member)
 
 
 # JWT
@@ -302,7 +392,7 @@ _JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
 
 
 def _jwt_expiry(token: str) -> Optional[float]:
-    """Return the ``exp`` claim (seconds since the epoch), None for what is no JWT with one."""
+    """Return the ``exp`` claim (seconds since the epoch); None if *token* is no JWT with one."""
     match = _JWT.fullmatch(token)
     if not match or 1 in {len(segment) % 4 for segment in match.groups()}:  # encodes nothing
         return None
@@ -315,10 +405,10 @@ def _jwt_expiry(token: str) -> Optional[float]:
 
 
 def is_jwt_expired(token: str, leeway: float = 60) -> bool:
-    """Tell whether a JWT is expired, or will be in *leeway* seconds (RFC 7519 §4.1.4).
+    """Tell whether a JWT has expired, or will within *leeway* seconds (RFC 7519 §4.1.4).
 
-    Whatever is not a JWT with a numeric ``exp`` claim is expired.  The signature is not checked:
-    only the server can do that.  Never raises, whatever the text.
+    Whatever is not a JWT with a numeric ``exp`` claim counts as expired.  The signature is not
+    checked: only the server can do that.  Never raises, whatever the text.
     """
     expiry = _jwt_expiry(token)
     # Not "now >= expiry - leeway": that is False for a NaN, and doubt has to mean expired.
@@ -330,7 +420,7 @@ def is_jwt_expired(token: str, leeway: float = 60) -> bool:
 
 @dataclass(frozen=True)
 class Jwt:
-    """What a login with a password gave: an access token (not always a JWT), and for whom."""
+    """The result of a password login: an access token (not always a JWT) and whose it is."""
 
     access_token: str = field(repr=False)
     user_id: str
@@ -347,16 +437,12 @@ class ApiKey:
 
 AuthMethod = Union[Jwt, ApiKey]
 
-# What a session.json has under the type of its method.
+# The members of the object that auth.type names.
 _MEMBERS = {"jwt": ("access_token", "user_id", "email"), "api_key": ("key", "name")}
 
 
 def _method(auth: AuthMethod) -> str:
     return "api_key" if isinstance(auth, ApiKey) else "jwt"
-
-
-def _secret_of(auth: AuthMethod) -> str:
-    return auth.key if isinstance(auth, ApiKey) else auth.access_token
 
 
 @dataclass(frozen=True)
@@ -381,7 +467,7 @@ class Session:
     def create(
         cls, server_url: str, auth: AuthMethod, extra_headers: Mapping[str, str] = {}
     ) -> Session:
-        """Return a session that is created now, in UTC, in whole seconds."""
+        """Return a new session, stamped with the present moment in UTC."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S-00:00", time.gmtime(time.time()))
         return cls(server_url, auth, now, extra_headers)
 
@@ -391,25 +477,26 @@ class Session:
 
         Raise InvalidSessionError, which names the member and never its value.
         """
-        return cls._from_members(_members(_decode(text)))
+        return cls._from_members(_object(_decode(text)))
 
     @classmethod
     def _from_members(cls, top: Mapping[str, object]) -> Session:
-        auth = _members(top.get("auth"), "auth: ")
-        method = _string(auth, "type", "auth.")
+        auth = _object(top.get("auth"), "auth")
+        method = _string(auth.get("type"), "auth.type")
         if method not in _MEMBERS:
-            raise InvalidSessionError('auth.type: expected "api_key" or "jwt"')
-        members = _members(auth.get(method), f"auth.{method}: ")
-        names, parent = _MEMBERS[method], f"auth.{method}."
-        if method == "api_key" and members.get("name") is None:  # which is no name, as none is
-            names = names[:1]
-        values = [_string(members, name, parent) for name in names]
-        headers = _members(top.get("headers", {}), "headers: ")
+            raise InvalidSessionError('expected "api_key" or "jwt"', None, "auth.type")
+        members = _object(auth.get(method), f"auth.{method}")
+        values = [
+            _string(members.get(name), f"auth.{method}.{name}")
+            for name in _MEMBERS[method]
+            if name != "name" or members.get(name) is not None  # null: as if it were left out
+        ]
+        headers = _object(top.get("headers", {}), "headers")
         return cls(
-            _string(top, "server_url"),
+            _string(top.get("server_url"), "server_url"),
             Jwt(*values) if method == "jwt" else ApiKey(*values),
-            _string(top, "created_at"),
-            {name: _string(headers, name, "headers.") for name in headers},
+            _string(top.get("created_at"), "created_at"),
+            {name: _string(headers[name], f"headers.{name}") for name in headers},
         )
 
     def to_json(self) -> str:
@@ -428,7 +515,7 @@ class Session:
         if self.extra_headers:
             top["headers"] = self.extra_headers
         for name in self.extra_headers:  # JSON would make a string of a number
-            _string({"a name": name}, "a name", "headers: ")
+            _string(name, "headers: a name")
         self._from_members(top)
         return _ENCODER.encode(top)
 
@@ -444,31 +531,56 @@ class Session:
     def expires_at(self) -> Optional[datetime]:
         """Return when the session ends, aware and in UTC; None if never, or not known."""
         expiry = _jwt_expiry(self.auth.access_token) if isinstance(self.auth, Jwt) else None
-        with contextlib.suppress(OverflowError):  # farther away than a datetime can tell
+        with contextlib.suppress(OverflowError):  # beyond the year 9999
             if expiry is not None:
                 return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=expiry)
         return None
 
+    @property
+    def secret(self) -> str:
+        """The API key or the access token."""
+        return self.auth.key if isinstance(self.auth, ApiKey) else self.auth.access_token
+
     def headers(self) -> Dict[str, str]:
         """Return the HTTP headers that a request to the server needs, the secret among them.
 
-        Raise InvalidSessionError, naming the member, where one could not travel safely.
+        Raise InvalidSessionError, naming the member that cannot be sent safely.
         """
         _checked_url(self.server_url)
         _check_extra_headers(self.extra_headers)
         headers = dict(self.extra_headers)
-        secret, is_key = _secret_of(self.auth), isinstance(self.auth, ApiKey)
-        _check_secret(secret, "auth.api_key.key" if is_key else "auth.jwt.access_token")
+        is_key = isinstance(self.auth, ApiKey)
+        _check_secret(self.secret, "auth.api_key.key" if is_key else "auth.jwt.access_token")
         if is_key:
-            headers["x-api-key"] = secret
-        elif "authorization" in (name.lower() for name in headers):
-            headers["x-immich-user-token"] = secret
+            headers["x-api-key"] = self.secret
+        elif "authorization" in map(str.lower, headers):
+            headers["x-immich-user-token"] = self.secret
         else:
-            headers["Authorization"] = f"Bearer {secret}"
+            headers["Authorization"] = f"Bearer {self.secret}"
         return headers
 
+    def to_env(self, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
+        """Return the variables that describe the session, the secret among them.
+
+        ``session_from_env`` makes the same session of them, but for its times, names and user.
+        With *environ*, return a whole environment for a child process: a copy without any other
+        variable that describes a session, and these.  Raise InvalidSessionError, naming the
+        member that cannot be sent safely.
+        """
+        self.headers()
+        is_key = isinstance(self.auth, ApiKey)
+        variable = "IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"
+        url = self.server_url.rstrip("/")
+        variables = {"IMMICH_INSTANCE_URL": url, "IMMICH_API_URL": url}
+        variables[variable] = _given_secret(self.secret, variable)
+        if self.extra_headers:
+            lines = (f"{name}: {value}" for name, value in self.extra_headers.items())
+            variables["IMMICH_HEADERS"] = "\n".join(lines)
+        others = {} if environ is None else environ
+        return {**{n: v for n, v in others.items() if n not in _SESSION_VARIABLES}, **variables}
+
     def __repr__(self) -> str:
-        return f"Session({_shown_url(self.server_url)!r}, {self.auth!r}, {self.created_at!r})"
+        return f"Session({_public_url(self.server_url)!r}, {self.auth!r}, {self.created_at!r})"
 
     def __str__(self) -> str:
         """Return a description for people, a line for each fact."""
@@ -478,7 +590,7 @@ class Session:
         else:
             facts = {"API Key": self.auth.name or "<unnamed>"}
             method = "API key"
-        facts.update(Server=_shown_url(self.server_url), Created=self.created_at, Auth=method)
+        facts.update(Server=_public_url(self.server_url), Created=self.created_at, Auth=method)
         return "\n".join(f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact)
 
 
@@ -679,6 +791,14 @@ def _home() -> str:
     raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
 
+def _decode_config(data: bytes) -> str:
+    """Return the current profile that a config.json names."""
+    members = _object(_decode(data))
+    if "current_profile" not in members:
+        return DEFAULT_PROFILE
+    return _string(members["current_profile"], "current_profile")
+
+
 class SessionStore:
     """The sessions of one configuration directory, by profile.
 
@@ -722,11 +842,8 @@ class SessionStore:
             return _checked_profile(name, "IMMICH_PROFILE")
         path = self._path("config.json")
         data = _read_file(path)
-        where = f"{_printable(path)}: "
-        members = {} if data is None else _members(_located(path, _decode, data), where)
-        if "current_profile" not in members:
-            return DEFAULT_PROFILE
-        return _checked_profile(_string(members, "current_profile", where), path)
+        name = DEFAULT_PROFILE if data is None else _parse_file(path, _decode_config, data)
+        return _checked_profile(name, path)
 
     def set_current_profile(self, profile: str) -> None:
         """Write the current profile into config.json; a broken one is replaced."""
@@ -735,7 +852,7 @@ class SessionStore:
         text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
             data = _read_file(path) or b""
-            _members(_decode(data))
+            _object(_decode(data))
             text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
         _write_file(path, text.encode("utf-8"))
 
@@ -771,7 +888,7 @@ class SessionStore:
         """
         path = self._profile_path(profile, "session.json")
         data = _read_file(path, private=True)
-        return None if data is None else _located(path, Session.from_json, data)
+        return None if data is None else _parse_file(path, Session.from_json, data)
 
     def clear(self, profile: Optional[str] = None) -> None:
         """Remove the session of a profile, if there is one."""
@@ -780,94 +897,182 @@ class SessionStore:
 
 # Environment
 
-_URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
-_KEY_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE")
-
 
 def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     """Return the server that the environment names, None if it names none."""
-    variable = next((name for name in _URL_VARIABLES if environ.get(name)), None)
-    return None if variable is None else _normalised_url(environ[variable], variable)
+    names = [name for name in _URL_VARIABLES if environ.get(name)]
+    urls = [_normalised_url(environ[name], name) for name in names]
+    if len(urls) > 1 and not _is_same_api(*map(_with_api, urls)):
+        problem = f"it names another server than {names[0]}: unset one of them"
+        raise InvalidSessionError(problem, None, names[1])
+    return urls[0] if urls else None
 
 
-def _text_file(path: str, source: str) -> str:
-    """Return the text of a file that has to be there; *source* says who named it."""
-    problem = f"{_printable(path)}: there is no such file"
+def _text_file(path: str, member: Optional[str] = None) -> str:
+    """Return the text of a file that must be there; *member* is what names it."""
+    problem = "there is no such file"
     try:
         data = _read_file(_checked_path(path))
         if data is not None:
-            return data.decode("utf-8")
+            return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        problem = f"{_printable(path)}: it is not UTF-8 text"
+        problem = "it is not UTF-8 text"
     except SessionError as error:
-        problem = str(error)
-    raise SessionError(f"{source}: {problem}")
+        problem, path = str(error), ""
+    raise InvalidSessionError(problem, path, member)
 
 
-def session_from_env(environ: Mapping[str, str] = os.environ) -> Optional[Session]:
+def _from_variables(
+    environ: Mapping[str, str], names: Sequence[str]
+) -> Tuple[str, Optional[str], str]:
+    """Return what the one of these variables that is set holds: text, file, and its name."""
+    filled = [name for name in names if environ.get(name)]
+    if len(filled) > 1:
+        problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
+        raise InvalidSessionError(problem, None, filled[0])
+    name = next(iter((*filled, *(name for name in names if name in environ))), "")
+    text = environ.get(name, "")
+    if text and name.endswith("_FILE"):
+        return _text_file(text, name), text, name
+    return text, None, name
+
+
+def _lines(text: str) -> List[Tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers."""
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return [(number, line) for number, line in lines if line]
+
+
+def _header_lines(text: str, path: str, member: str) -> List[Tuple[int, str]]:
+    """Return the lines of a file that hold headers; it may have comments."""
+    lines = [(number, line) for number, line in _lines(text) if not line.startswith("#")]
+    if not lines:
+        raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
+    return lines
+
+
+def _environment_headers(environ: Mapping[str, str]) -> Dict[str, str]:
+    text, path, name = _from_variables(environ, _HEADER_VARIABLES)
+    # No comments in a variable: "#" is legal in the name of a header.
+    lines = _lines(text) if path is None else _header_lines(text, path, name)
+    headers: Dict[str, str] = {}
+    _add_headers(headers, lines, name, path)
+    return headers
+
+
+def session_from_env(environ: Optional[Mapping[str, str]] = None) -> Optional[Session]:
     """Return the session that the environment describes, None if it does not.
 
-    ``IMMICH_INSTANCE_URL`` (or ``IMMICH_SERVER``) is the server, ``IMMICH_API_KEY`` the key, or
-    ``IMMICH_API_KEY_FILE`` a file with it.  No server is asked.  Raise SessionError for values
-    that cannot be used.
+    ``IMMICH_INSTANCE_URL`` (or ``IMMICH_SERVER``) is the server; ``IMMICH_API_KEY`` the key,
+    ``IMMICH_API_KEY_FILE`` a file with it, or ``IMMICH_ACCESS_TOKEN`` a token; ``IMMICH_HEADERS``
+    or the file ``IMMICH_HEADERS_FILE`` holds extra headers, a line each.  No server is asked.
+    *environ*: instead of ``os.environ``.  Raise InvalidSessionError, naming the variable, for
+    values that cannot be used.
     """
+    environ = os.environ if environ is None else environ
     url = _environment_url(environ)
-    variables = [name for name in _KEY_VARIABLES if name in environ]
-    # Without a URL the key is not looked at: it must not travel to another source's server.
-    if url is None or not variables:
+    # Without a URL the secret is not looked at: it must not travel to another source's server.
+    if url is None or not any(name in environ for name in _SECRET_VARIABLES):
         return None
-    if len(variables) > 1:
-        raise SessionError(f"{' and '.join(variables)} are both set: unset one of them")
-    source, key = variables[0], environ[variables[0]]
-    if source == "IMMICH_API_KEY_FILE":
-        source, key = f"{source}={_printable(key)}", _text_file(key, source)
-    key = key.strip()
-    if not key:
-        raise SessionError(f"{source}: there is no key in it")
-    _check_secret(key, source)
-    return Session(_with_api(url), ApiKey(key), "")
+    text, path, variable = _from_variables(environ, _SECRET_VARIABLES)
+    secret = _given_secret(text, variable, path)
+    is_token = variable == "IMMICH_ACCESS_TOKEN"
+    auth = Jwt(secret, "", "") if is_token else ApiKey(secret)
+    return Session(_with_api(url), auth, "", _environment_headers(environ))
+
+
+# The session to use
+
+# What may help where a session is missing; the command line adds its login.
+_REMEDIES: List[Callable[[Optional[Session], str, SessionStore], str]] = []
+
+
+def _refuse_half_environment(session: Session) -> None:
+    """Refuse to use a stored session where the environment may mean another one."""
+    url = _environment_url(os.environ)
+    names = _SECRET_VARIABLES if url is None else _URL_VARIABLES
+    variable = next((name for name in names if os.environ.get(name)), None)
+    if variable is None or (url is not None and _is_same_server(url, session.server_url)):
+        return
+    missing = "IMMICH_INSTANCE_URL" if url is None else "IMMICH_API_KEY"
+    ways = f"set that too, unset {variable}, or name a profile (IMMICH_PROFILE)"
+    raise InvalidSessionError(f"it is set, and {missing} is not: {ways}", None, variable)
 
 
 def _find_session(
     profile: Optional[str], store: SessionStore
 ) -> Tuple[Optional[Session], Optional[str]]:
-    """Return the session to use, and the profile that was looked at: None is the environment."""
-    session = session_from_env() if profile is None else None
+    """Return the session to use, and the profile that was looked at; None: the environment."""
+    if profile is not None or store._base_dir is not None:
+        name = store.get_current_profile() if profile is None else profile
+        return store.load(name), name
+    session = session_from_env()
     if session is not None:
         return session, None
-    name = store.get_current_profile() if profile is None else profile
-    return store.load(name), name
+    name = store.get_current_profile()
+    session = store.load(name)
+    if session is not None and not os.environ.get("IMMICH_PROFILE"):
+        _refuse_half_environment(session)
+    return session, name
 
 
-def _usable(session: Optional[Session], profile: Optional[str], store: SessionStore) -> Session:
-    """Return the session; raise NotLoggedInError if there is none or it is expired."""
+def _require_session(
+    session: Optional[Session], profile: Optional[str], store: SessionStore, is_named: bool
+) -> Session:
+    """Return the session; raise NotLoggedInError if there is none or it has expired.
+
+    *is_named*: the profile was asked for by name, so that the environment does not count.
+    """
     if session is not None and not session.is_expired():
         return session
-    import shlex
-
-    problem = "is not logged in" if session is None else "has a session that is expired"
-    base = store._base_dir
-    where = "" if base is None else f" --config-directory={shlex.quote(base)}"
-    command = f"{_COMMAND}{where} login SERVER --profile={shlex.quote(str(profile))}"
-    remedy = f'run "{command}", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY'
-    raise NotLoggedInError(f'profile "{profile}" {problem}: {remedy}', profile)
+    if profile is None:
+        problem = "the session of the environment has expired: set IMMICH_ACCESS_TOKEN anew"
+        raise NotLoggedInError(problem)
+    problem = "is not logged in" if session is None else "has an expired session"
+    where = _printable(store._path("profiles", profile))
+    remedies = [remedy(session, profile, store) for remedy in _REMEDIES]
+    if store._base_dir is None and not is_named:
+        remedies.append("set IMMICH_INSTANCE_URL and IMMICH_API_KEY")
+    remedy = f": {', or '.join(remedies)}" if remedies else ""
+    raise NotLoggedInError(f'profile "{profile}" {problem} ({where}){remedy}', profile)
 
 
 def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] = None) -> Session:
     """Return the session to use: the named profile's, else the environment's, else the current.
 
-    Raise NotLoggedInError if there is none or it is expired, and what ``session_from_env`` and
-    ``SessionStore.load`` raise.
+    A *store* with a directory of its own is as explicit as a profile: the environment's session
+    is not looked at.  Raise NotLoggedInError if there is none or it has expired, SessionError
+    where the environment describes half a session and another one is stored, and what
+    ``session_from_env`` and ``SessionStore.load`` raise.
     """
     store = SessionStore() if store is None else store
-    return _usable(*_find_session(profile, store), store)
+    return _require_session(*_find_session(profile, store), store, profile is not None)
 
 
-# Server: _Client.request sends; the rest says what to send, and what the answer means
+# ---- cut here ---- Above: keeping sessions, complete by itself. Below: asking the server.
 
+__all__ += [
+    "Account",
+    "is_valid",
+    "login_api_key",
+    "login_password",
+    "logout",
+    "resolve_api_url",
+    "whoami",
+]
+
+_LONGEST = 86_400.0  # seconds; longer limits are cut to this, because socket timeouts overflow
 _WELL_KNOWN = "/.well-known/immich"
+_PING = "/server/ping"
 _VALIDATE = "/auth/validateToken"
 _REDIRECTS = (301, 302, 303, 307, 308)
+_NOT_READY = (429, 502, 503, 504)
+# What opens a login page in front of the server; the command line adds its option.
+_EXTRA_HEADERS = ["extra headers"]
+
+
+def _login_page() -> str:
+    return f"a login page in front of the server (it may need {', '.join(_EXTRA_HEADERS)})"
 
 
 @dataclass
@@ -875,7 +1080,7 @@ class _Answer:
     """An HTTP answer of any status; *members* are those of a JSON object, None for all else."""
 
     status: int
-    location: str
+    fields: Any
     members: Optional[Dict[str, object]]
 
     def get(self, name: str) -> object:
@@ -883,12 +1088,36 @@ class _Answer:
         return self.members.get(name) if self.members and self.status in (200, 201) else None
 
     def refusal(self) -> Optional[str]:
-        """Return the message of Immich's own error object, None for any other answer."""
-        if self.members is None or not {"message", "statusCode"} <= self.members.keys():
+        """Return the message of Immich's own error object, None for any other answer.
+
+        Up to v2 the object has a statusCode; from v3 on the answer has a correlation ID.
+        """
+        identity = self.fields.get("X-Correlation-ID", "")
+        is_own = re.fullmatch("[a-z0-9]{8}|undefined", identity) or "statusCode" in (
+            self.members or ()
+        )
+        if self.members is None or "message" not in self.members or not is_own:
             return None
         message = self.members["message"]
         texts = message if isinstance(message, list) else [message]
-        return "; ".join(text for text in texts if isinstance(text, str))
+        return "; ".join([text for text in texts if isinstance(text, str)] + self._details())
+
+    def _details(self) -> List[str]:
+        """Return what v3 tells of each member that did not pass its validation."""
+        errors = (self.members or {}).get("errors")
+        details = []
+        for error in errors if isinstance(errors, list) else []:
+            path, message = (
+                (error.get(n) for n in ("path", "message"))
+                if isinstance(error, dict)
+                else (None, None)
+            )
+            names = (
+                [name for name in path if isinstance(name, str)] if isinstance(path, list) else []
+            )
+            if isinstance(message, str):
+                details.append(": ".join(filter(None, (".".join(names), message))))
+        return details
 
 
 def _opener(sockets: List[Any], late: Any) -> Any:
@@ -904,6 +1133,8 @@ def _opener(sockets: List[Any], late: Any) -> Any:
         https_request = urllib.request.HTTPHandler.http_request
 
         def https_open(self, request: Any) -> Any:
+            import ssl  # noqa: F401 - some Pythons have none, and then no HTTPSConnection
+
             return self.do_open(http.client.HTTPSConnection, request)
 
         def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
@@ -922,40 +1153,70 @@ def _opener(sockets: List[Any], late: Any) -> Any:
     return opener
 
 
-def _unreachable_because(error: Exception, told: Callable[[str], str]) -> str:
-    """Return in plain words why there is no complete answer; others' words as they are *told*."""
+def _why_untrusted(error: Any) -> str:
+    """Return in plain words why a certificate cannot be verified."""
+    problem = f"its certificate cannot be verified: {error.verify_message}"
+    if error.verify_code not in (18, 19, 20, 21):  # X509_V_ERR: the issuer is not known
+        return problem
+    path = os.environ.get("SSL_CERT_FILE")
+    if not path:
+        return f"{problem}; for a CA of your own, let SSL_CERT_FILE name its certificate"
+    known = "does not hold its issuer" if os.path.isfile(path) else "does not exist"
+    return f"{problem}; the file that SSL_CERT_FILE names, {path}, {known}"
+
+
+def _why_no_tls(error: Any) -> str:
+    reason = error.reason or ""
+    if "CERTIFICATE" in reason or "HANDSHAKE_FAILURE" in reason:  # alerts 42, 116; 40
+        return "it refused the TLS connection: it may want a client certificate (not supported)"
+    if reason in (
+        "WRONG_VERSION_NUMBER",
+        "UNKNOWN_PROTOCOL",
+        "RECORD_LAYER_FAILURE",
+        "HTTP_REQUEST",
+    ):
+        return "TLS failed: is this an http server?"
+    return f"TLS failed: {reason.lower().replace('_', ' ') or 'the connection broke'}"
+
+
+def _why_unreachable(error: Exception, redact: Callable[[str], str]) -> str:
+    """Return in plain words why there is no complete answer; *redact* makes foreign text safe."""
     import http.client
     import socket
     import urllib.error
 
     ssl = sys.modules.get("ssl")  # some Pythons have none
     if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "there is no server of that name (it does not resolve)"
+        return "its name does not resolve"
+    if isinstance(error, ImportError):
+        return "https needs Python's module ssl, which is missing here"
     if ssl and isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {error.verify_message}"
+        return _why_untrusted(error)
     if ssl and isinstance(error, ssl.SSLError):
-        return "it does not speak TLS as expected: is it an http server?"
+        return _why_no_tls(error)
     if isinstance(error, (TimeoutError, socket.timeout)):
-        return "there was no complete answer in time"
+        return "no complete answer in time"
     if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
-        return "the address of the proxy cannot be used"  # the other one is checked
+        return "the address of the proxy cannot be used"  # the server's own was checked
     if isinstance(error, (http.client.HTTPException, EOFError)):
-        return "the answer was cut short, or is no HTTP"
+        return "the answer was cut short, or is not HTTP"
     if isinstance(error, OSError):
-        return error.strerror or told(str(error))
+        return error.strerror or redact(str(error))
     return f"the request failed ({type(error).__name__})"
 
 
-def _exchange(request: Any, timeout: float, told: Callable[[str], str]) -> Any:
-    """Return status, header fields and body of the answer, or why there is none.
+def _exchange(
+    request: Any, timeout: float, redact: Callable[[str], str], arrived: List[Any]
+) -> None:
+    """Put status, header fields and body of the answer into *arrived*, or why there is none.
 
-    urllib's timeout is for each socket operation, and a server that drips outlives it.  So a
-    thread does the work; when time is up it is left, and loses its connection.
+    urllib's timeout is for each socket operation, and a server that sends a byte at a time
+    outlasts it.  So a thread does the work; when time is up, it is abandoned and its connection
+    is shut.
     """
     import socket
     import threading
 
-    outcome: List[Any] = []
     sockets: List[Any] = []
     late = threading.Event()
 
@@ -966,20 +1227,21 @@ def _exchange(request: Any, timeout: float, told: Callable[[str], str]) -> Any:
                 length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
                 if length and len(body) < min(int(length[0]), _FILE_LIMIT):
                     raise EOFError
-                outcome.append((response.status, response.headers, body))
+                arrived.append((response.status, response.headers, body))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
             reason = getattr(error, "reason", None)  # what urllib has wrapped
             # Words, as the exception would keep the connection that it comes from.
             error = reason if isinstance(reason, Exception) else error
-            outcome.append(_unreachable_because(error, told))
+            arrived.append(_why_unreachable(error, redact))
 
     worker = threading.Thread(target=work, daemon=True)
     try:
         worker.start()
         worker.join(timeout)
-        return outcome[0] if outcome else _unreachable_because(TimeoutError(), told)
-    except RuntimeError as error:  # the system gives out no more threads
-        return _unreachable_because(error, told)
+        if not arrived:
+            arrived.append(_why_unreachable(TimeoutError(), redact))
+    except RuntimeError:
+        arrived.append("this system starts no thread, which a request with a time limit needs")
     finally:  # also when Ctrl-C ends the wait
         late.set()
         for connected in sockets:
@@ -987,15 +1249,15 @@ def _exchange(request: Any, timeout: float, told: Callable[[str], str]) -> Any:
                 connected.shutdown(socket.SHUT_RDWR)
 
 
-def _where(url: str) -> str:
+def _server_name(url: str) -> str:
     """Return the URL as the subject of an error; it names the proxy, if one is in use."""
     import urllib.request
 
-    match = _url_parts(url)
+    match = _checked_url(_without_query(url))
     proxy = urllib.request.getproxies().get(match["scheme"])
     if not proxy or urllib.request.proxy_bypass(match["netloc"]):
-        return _shown_url(url)
-    return f"{_shown_url(url)} (through the proxy {_printable(_shown_url(proxy))})"
+        return _public_url(url)
+    return f"{_public_url(url)} (through the proxy {_public_url(proxy)})"
 
 
 class _Client:
@@ -1005,87 +1267,124 @@ class _Client:
         _check_extra_headers(extra_headers)
         self.extra_headers = dict(extra_headers)
         self.timeout = min(timeout, _LONGEST)
-        values = list(extra_headers.values())
-        whole = {*secrets, *values, *(value.split(" ")[-1] for value in values)} - {""}
+        self.secrets = [*secrets]  # keys and tokens
+        values = extra_headers.values()
+        self.words = [*values, *(value.rpartition(" ")[2] for value in values)]  # Basic …
+        self.redirected: Optional[ServerError] = None
+        self.arrived: List[Any] = []
+
+    def holds_secret(self, text: str) -> bool:
+        """Tell whether a server repeats one of our secrets; a short word proves nothing."""
+        words = (word for word in self.words if len(word) >= 8)
+        return any(secret in text for secret in (*self.secrets, *words))
+
+    def text(self, value: object) -> Optional[str]:
+        """Return what a server said if it is a text without a secret of ours, else None."""
+        return value if isinstance(value, str) and not self.holds_secret(value) else None
+
+    def redact(self, text: str) -> str:
+        """Make text from a server safe to show: our secrets replaced, 200 characters at most."""
+        whole = {*self.secrets, *self.words} - {""}
         forms = [json.dumps(each, ensure_ascii=a)[1:-1] for each in whole for a in (True, False)]
-        self.secrets = sorted({*whole, *forms}, key=len, reverse=True)  # one may be part of another
-
-    def betrays(self, text: str) -> bool:
-        """Tell whether a server put a secret of ours into what is to be stored and shown."""
-        return any(secret in text for secret in self.secrets)
-
-    def told(self, text: str) -> str:
-        """Return what a server said as it may be shown: no secret of ours, no controls, short."""
-        for secret in self.secrets:
+        for secret in sorted({*whole, *forms}, key=len, reverse=True):  # one may be part of another
             text = text.replace(secret, "***")
         return _printable(text[:200])[:200]
+
+    def error(self, url: str, problem: str, status: int) -> ServerError:
+        return ServerError(_sentence(_server_name(url), problem), status)
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
     ) -> _Answer:
         """Send a request and return the answer, whatever its status; follow no redirect."""
-        import urllib.request
-
+        try:
+            import urllib.request
+        except ImportError as error:  # Debian's python3-minimal has no http
+            problem = f"requests need Python's module {error.name}, which is missing here"
+            raise SessionError(problem) from None
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
         request = urllib.request.Request(url, body, headers, method=method)
-        outcome = _exchange(request, self.timeout, self.told)
+        self.arrived = []  # a list of its own: an abandoned thread may still fill the last one
+        _exchange(request, self.timeout, self.redact, self.arrived)
+        return self.answer(url)
+
+    def answer(self, url: str) -> _Answer:
+        """Return the answer to the last request."""
+        outcome = self.arrived[0]
         if isinstance(outcome, str):
-            raise ServerUnreachableError(f"{_where(url)}: {outcome}")
+            raise ServerUnreachableError(_sentence(_server_name(url), outcome))
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
-            problem = f"the answer is larger than {_FILE_LIMIT} bytes"
-            raise ServerError(f"{_where(url)}: {problem}", status)
+            raise self.error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
         members = None
         with contextlib.suppress(InvalidSessionError):
-            members = _members(_decode(content))
-        return _Answer(status, fields.get("Location", ""), members)
+            members = _object(_decode(content))
+        return _Answer(status, fields, members)
 
-    def call(self, session: Session, path: str, yes: str, *refusals: int) -> int:
-        """POST as *session* and return the status of an answer whose member *yes* is true.
+    def call(self, session: Session, path: str, member: str, *refusals: int) -> int:
+        """POST as *session* and return the status of an answer whose *member* is true.
 
         Return it as well if Immich refused with one of *refusals*; all else is an error.
         """
         base = session.server_url.rstrip("/")
         answer = self.request("POST", base + path, session.headers())
-        told = answer.status in refusals and answer.refusal() is not None
-        if told or answer.get(yes) is True:
+        is_refusal = answer.status in refusals and answer.refusal() is not None
+        if is_refusal or answer.get(member) is True:
             return answer.status
         raise self.refused(base, path, answer)
 
+    def ask(self, session: Session, path: str, *refusals: int) -> _Answer:
+        """GET as *session*; return an object, or Immich's refusal with one of *refusals*."""
+        base = session.server_url.rstrip("/")
+        answer = self.request("GET", base + path, session.headers())
+        is_refusal = answer.status in refusals and answer.refusal() is not None
+        if is_refusal or (answer.status == 200 and answer.members is not None):
+            return answer
+        raise self.refused(base, path, answer)
+
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
-        """Return the error that says what an answer means that is not what was asked for."""
+        """Return the error that explains an unexpected answer."""
         status, refusal = answer.status, answer.refusal()
+        not_ready = status in _NOT_READY and refusal is None
         if status in _REDIRECTS:
-            problem = self._other_address(base, path, answer.location)
+            problem = self._redirect_problem(base + path, path, answer)
+        elif not_ready:
+            problem = f"the server is not ready (status {status}): try again later"
         elif status == 404 and self._is_in_maintenance(base):
-            problem = "the server is in maintenance mode: try again later"
+            problem, not_ready = "the server is in maintenance mode: try again later", True
         elif status == 404:
             problem = "there is no Immich API (status 404): is this the right address?"
         elif refusal is not None:
-            problem = f"the server refused: {self.told(refusal) or 'no reason'} (status {status})"
+            problem = f"the server refused: {self.redact(refusal) or 'no reason'} (status {status})"
         elif status < 300:
-            problem = "the answer is not Immich's (a web page?): is this the right address?"
+            problem = "this is no answer from Immich (a web page?): is this the right address?"
         else:
-            problem = f"no Immich server, or something in front of it, refused (status {status})"
-        return ServerError(f"{_where(base)}: {problem}", status)
+            problem = f"refused, but not by Immich: by a proxy in front of it? (status {status})"
+        kind = ServerUnreachableError if not_ready else ServerError
+        return kind(_sentence(_server_name(base), problem), status)
 
-    def _other_address(self, base: str, path: str, location: str) -> str:
+    def _redirect_problem(self, url: str, path: str, answer: _Answer) -> str:
         import urllib.parse
 
+        location = answer.fields.get("Location", "")
         if not location:
-            return "it redirects, and does not say where"
+            return "it redirects without saying where"
         with contextlib.suppress(ValueError):  # no URL: shown as it is
-            location = urllib.parse.urljoin(base + path, location)
-        address = location[: -len(path)] if location.endswith(path) else location
-        return f"it redirects: use the address {self.told(_shown_url(address))} instead"
+            location = urllib.parse.urljoin(url, location)
+        plain = _without_query(location)
+        if plain.endswith(path) and plain == location:
+            address = self.redact(_public_url(plain[: -len(path)]))
+            return f"it redirects: use the address {address} instead"
+        shown = self.redact(_public_url(location))
+        return f"it redirects to {shown}: to {_login_page()}, or this is the wrong address"
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
             return self.request("GET", base + "/server/config").get("maintenanceMode") is True
         return False
 
-    def follow(self, url: str, reference: str, status: int) -> str:
-        """Return the URL that a redirect or a discovery answer names, if it is the same server.
+    def follow(self, url: str, reference: str) -> Optional[str]:
+        """Return the URL that a redirect or a discovery answer names, None for another server.
 
         The host has to be the same, never from https to http, and with extra headers the port too.
         """
@@ -1093,55 +1392,123 @@ class _Client:
 
         with contextlib.suppress(ValueError):
             target = urllib.parse.urljoin(url, reference)
-            old, new = (_url_parts(each) for each in (url, target))
-            ports = [int(m["port"] or {"http": 80, "https": 443}[m["scheme"]]) for m in (old, new)]
+            old, new = (_checked_url(_without_query(each)) for each in (url, target))
             if (
                 old["host"].lower() == new["host"].lower()
                 and (old["scheme"], new["scheme"]) != ("https", "http")
-                and (not self.extra_headers or ports[0] == ports[1] or ports == [80, 443])
+                and (not self.extra_headers or _is_same_server(url, target))
                 and re.fullmatch(_VISIBLE, target)
             ):
                 return target
-        shown = self.told(_shown_url(reference))
-        problem = f"it leads to {shown}, another or a less safe server: is that the right address?"
-        raise ServerError(f"{_where(url)}: {problem}", status)
+        return None
+
+    def get(self, url: str, path: str) -> Tuple[str, _Answer]:
+        """GET *url* + *path*, follow redirects on the server; return the last URL and its answer.
+
+        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
+        """
+        start, target = url + path, url + path
+        for _ in range(5):
+            answer = self.request("GET", target)
+            if answer.status in _NOT_READY:
+                raise self.refused(url, path, answer)
+            if answer.status not in _REDIRECTS:
+                return target, answer
+            location = answer.fields.get("Location", "")
+            followed = self.follow(target, location) if location else None
+            if followed is None:
+                problem = self._redirect_problem(target, path, answer)
+                break
+            target = followed
+        else:
+            problem = "too many redirects"
+        self.redirected = self.redirected or self.error(start, problem, answer.status)
+        return target, answer
 
 
-def _resolve(client: _Client, server_url: str) -> str:
-    url = _normalised_url(server_url)
-    if url.endswith("/api"):
-        return url
-    target = url + _WELL_KNOWN
-    for _ in range(5):
-        answer = client.request("GET", target)
-        if answer.status not in _REDIRECTS:
-            break
-        target = client.follow(target, answer.location, answer.status)
-    else:
-        raise ServerError(f"{_where(url)}: it redirects without end", answer.status)
-    if answer.status == 404 or answer.members is None:
-        place, _, path = re.split("[?#]", target)[0].rpartition(_WELL_KNOWN)
-        if path:  # a redirect led elsewhere on the server: only its origin counts
-            place = _url_parts(target)["origin"] + (_url_parts(url)["path"] or "")
-        return _with_api(place)
-    api = answer.get("api")
-    endpoint = api.get("endpoint") if isinstance(api, dict) else None
-    if not isinstance(endpoint, str) or re.search("[?#]", endpoint):
-        raise client.refused(url, _WELL_KNOWN, answer)
-    return _normalised_url(client.follow(target, endpoint, answer.status))
+def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
+    """Yield what may be the API base of a server, in the order in which it is looked for."""
+    if is_base or url.endswith("/api"):
+        yield url
+    origin = _checked_url(url)["origin"]
+    for _ in range(6):
+        target, answer = client.get(url, _WELL_KNOWN)
+        api = answer.get("api")
+        endpoint = api.get("endpoint") if isinstance(api, dict) else None
+        if isinstance(endpoint, str) and not re.search("[?#]", endpoint):
+            base = client.follow(target, endpoint)
+            if base is None:
+                shown = client.redact(_public_url(endpoint))
+                problem = (
+                    f"it points to {shown}, a different or less secure server: is that intended?"
+                )
+                raise client.error(url, problem, answer.status)
+            yield _normalised_url(base)
+        yield f"{url}/api"
+        if url == origin:
+            return
+        url = url.rpartition("/")[0].rstrip("/")
+
+
+def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
+    """Return the API base that says pong, for an address of the server or of a page of it.
+
+    *is_base*: the address was found to be one before.
+    """
+    tried: List[str] = []
+    status = 0
+    for base in _possible_bases(client, url, is_base):
+        if base in tried:
+            continue
+        tried.append(base)
+        target, answer = client.get(base, _PING)
+        if answer.get("res") == "pong" and _without_query(target).endswith(_PING):
+            return _normalised_url(_without_query(target)[: -len(_PING)])
+        status = answer.status
+    if client.redirected is not None:
+        raise client.redirected
+    addresses = ", ".join(map(_public_url, tried))
+    problem = f"there is no Immich API (tried {addresses}): a wrong address, or {_login_page()}"
+    raise client.error(url, problem, status)
 
 
 def resolve_api_url(
     server_url: str, *, extra_headers: Mapping[str, str] = {}, timeout: float = 10.0
 ) -> str:
-    """Return the API base of the server that a person means by *server_url*.
+    """Return the API base of a server, given its address, or that of a page, as a person types it.
 
-    ``https://`` is added if missing.  A URL that ends in /api is taken as it is; otherwise the
-    server is asked for ``/.well-known/immich``, with the extra headers and without credential;
-    redirects are followed on the same host.  *timeout*: seconds for each request.  Raise
-    InvalidSessionError for what is no such URL, ServerUnreachableError and ServerError.
+    ``https://`` is added if missing, a query and a fragment are dropped.  The API is found where
+    ``GET …/server/ping`` is answered: at the address if it ends in /api, where the server's
+    ``/.well-known/immich`` says, at /api below the address, or a few path components higher.  The
+    extra headers are sent, and no credential; redirects are followed on the same host.  *timeout*:
+    seconds for each request.  Raise InvalidSessionError for an unusable URL,
+    ServerUnreachableError and ServerError.
     """
-    return _resolve(_Client(extra_headers, timeout), server_url)
+    client = _Client(extra_headers, timeout)
+    return _find_api(client, _normalised_url(server_url, is_page=True))
+
+
+def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
+    """Log in with a password at a known API."""
+    import socket
+
+    client.words.append(password)
+    body = None
+    with contextlib.suppress(UnicodeEncodeError):
+        body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
+    if body is None:
+        raise InvalidSessionError("expected Unicode text", None, "email or password")
+    device = "".join(re.findall("[!-~]", socket.gethostname()))
+    headers = {"Content-Type": "application/json", "deviceType": "immich-session"}
+    headers.update({"deviceModel": device} if device else {})
+    answer = client.request("POST", base + "/auth/login", headers, body)
+    values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
+    token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
+    if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
+        raise client.refused(base, "/auth/login", answer)
+    client.secrets.append(token)
+    auth = Jwt(token, client.text(user_id) or "", client.text(user_email) or email)
+    return Session.create(base, auth, client.extra_headers)
 
 
 def login_password(
@@ -1154,38 +1521,34 @@ def login_password(
 ) -> Session:
     """Log in with a password and return the session; nothing is stored.
 
-    *timeout*: seconds for each request.  Raise what ``resolve_api_url`` raises; a ServerError
-    with status 401 means that the server does not accept the password.
+    The password is sent once ``resolve_api_url`` has found the API.  *timeout*: seconds for each
+    request.  Raise what ``resolve_api_url`` raises; a ServerError with status 401 means that the
+    server does not accept the password.
     """
-    client = _Client(extra_headers, timeout, password)
-    body = None
-    with contextlib.suppress(UnicodeEncodeError):
-        body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
-    if body is None:
-        raise InvalidSessionError("email and password: expected Unicode text")
-    base = _resolve(client, server_url)
-    content_type = {"Content-Type": "application/json"}
-    answer = client.request("POST", base + "/auth/login", content_type, body)
-    values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
-    token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
-    if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
-        raise client.refused(base, "/auth/login", answer)
-    user_id = "" if client.betrays(user_id) else user_id
-    user_email = email if client.betrays(user_email) else user_email
-    return Session.create(base, Jwt(token, user_id, user_email), extra_headers)
+    client = _Client(extra_headers, timeout)
+    client.words.append(password)
+    base = _find_api(client, _normalised_url(server_url, is_page=True))
+    return _log_in(client, base, email, password)
 
 
-def _key_details(session: Session, timeout: float) -> Tuple[Optional[str], List[str]]:
+def _key_facts(
+    client: _Client, session: Session
+) -> Tuple[Optional[str], Optional[Tuple[str, ...]]]:
     """Return name and permissions of an API key, as far as the server tells."""
-    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
-    name, permissions = None, None
-    with contextlib.suppress(ServerError):
-        answer = client.request("GET", session.server_url + "/api-keys/me", session.headers())
-        name, permissions = answer.get("name"), answer.get("permissions")
-    if not isinstance(name, str) or client.betrays(name):
-        name = None
-    permissions = permissions if isinstance(permissions, list) else []
-    return name, [client.told(each) for each in permissions if isinstance(each, str)]
+    answer = client.ask(session, "/api-keys/me", 400, 403)
+    name, permissions = answer.get("name"), answer.get("permissions")
+    texts = permissions if isinstance(permissions, list) else None
+    return client.text(name), None if texts is None else tuple(
+        filter(None, map(client.text, texts))
+    )
+
+
+def _check_key(client: _Client, base: str, key: str, name: Optional[str]) -> Session:
+    """Have a known API check an API key."""
+    client.secrets.append(key)
+    session = Session.create(base, ApiKey(key, name), client.extra_headers)
+    client.call(session, _VALIDATE, "authStatus", 403)  # see is_valid
+    return session
 
 
 def login_api_key(
@@ -1198,17 +1561,18 @@ def login_api_key(
 ) -> Session:
     """Have the server check an API key and return the session; nothing is stored.
 
-    Without *name*, the server is asked for the key's.  *timeout*: seconds for each request.
-    Raise what ``resolve_api_url`` raises; a ServerError with status 401 means an invalid key.
+    The key is sent once ``resolve_api_url`` has found the API.  Without *name*, it is fetched from
+    the server.  *timeout*: seconds for each request.  Raise what ``resolve_api_url`` raises; a
+    ServerError with status 401 means that the key is invalid.
     """
     _check_secret(key, "key")
     client = _Client(extra_headers, timeout, key)
-    base = _resolve(client, server_url)
-    session = Session.create(base, ApiKey(key, name), extra_headers)
-    client.call(session, _VALIDATE, "authStatus", 403)  # see is_valid
-    if name is not None:
-        return session
-    return dataclasses.replace(session, auth=ApiKey(key, _key_details(session, timeout)[0]))
+    base = _find_api(client, _normalised_url(server_url, is_page=True))
+    session = _check_key(client, base, key, name)
+    if name is None:
+        with contextlib.suppress(ServerError):
+            name = _key_facts(client, session)[0]
+    return Session(base, ApiKey(key, name), session.created_at, session.extra_headers)
 
 
 def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
@@ -1219,25 +1583,62 @@ def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
     """
     # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
     refusals = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
-    client = _Client(session.extra_headers, timeout, _secret_of(session.auth))
+    client = _Client(session.extra_headers, timeout, session.secret)
     return client.call(session, _VALIDATE, "authStatus", *refusals) != 401
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose session it is, and what it may do, as far as the server tells; None: it does not.
+
+    ``permissions`` are those of an API key, such as ``("asset.upload", "album.read")``, or
+    ``("all",)``, which a password login has too.
+    """
+
+    email: Optional[str]
+    user_id: Optional[str]
+    key_name: Optional[str]
+    permissions: Optional[Tuple[str, ...]]
+
+
+def whoami(session: Session, *, timeout: float = 10.0) -> Account:
+    """Ask the server whose session it is, and what it may do.
+
+    An API key needs the permission ``user.read`` to know its account.  *timeout*: seconds for
+    each request.  Raise what ``is_valid`` raises; a ServerError with status 401 means that the
+    session has ended, or that the key is invalid.
+    """
+    client = _Client(session.extra_headers, timeout, session.secret)
+    user = client.ask(session, "/users/me", 403)
+    name: Optional[str] = None
+    permissions: Optional[Tuple[str, ...]] = ("all",)
+    if isinstance(session.auth, ApiKey):
+        name, permissions = _key_facts(client, session)
+    return Account(client.text(user.get("email")), client.text(user.get("id")), name, permissions)
 
 
 def logout(session: Session, *, timeout: float = 10.0) -> bool:
     """End the session on the server; True if it was ended, False if there was nothing to end.
 
-    That is so for an API key, which stays valid (remove it in Immich), and for a session that
-    had ended already.  *timeout*: seconds for each request.  Raises what ``is_valid`` raises.
+    That is so for an API key, which stays valid (revoke it in Immich), and for a session that
+    had ended already.  *timeout*: seconds for each request.  Raise what ``is_valid`` raises.
     """
     if isinstance(session.auth, ApiKey):
         return False
-    client = _Client(session.extra_headers, timeout, session.auth.access_token)
+    client = _Client(session.extra_headers, timeout, session.secret)
     return client.call(session, "/auth/logout", "successful", 401) != 401
+
+
+# ---- cut here ---- Above: keeping sessions and asking the server. Below: the command line.
+
+__all__ += ["main"]
+
+_STDIN_LIMIT = 1 << 16  # bytes
 
 
 # The official CLI's auth.yml
 
-# What is no plain string: other syntax, null, and "a: b" within a line.
+# What does not start a plain string: other syntax, null, and "a: b" within a line.
 _NOT_PLAIN = r"[]#[{},>|*&!%@`?\"'-]|(~|null|Null|NULL)$|.*:(\s|$)"
 
 
@@ -1254,8 +1655,8 @@ def _yaml_string(text: str) -> Optional[str]:
     return None if re.match(_NOT_PLAIN, plain) else plain
 
 
-def _parse_auth_yml(text: str) -> Tuple[str, str]:
-    """Return URL and key from the flat "name: value" lines that the official CLI writes."""
+def _parse_auth_yml(text: str) -> Session:
+    """Return the session that the flat "name: value" lines of the official CLI describe."""
     values: Dict[str, Optional[str]] = {}
     for number, line in enumerate(map(str.rstrip, text.split("\n")), 1):
         if line in ("", "---") or line.lstrip().startswith("#"):
@@ -1269,27 +1670,33 @@ def _parse_auth_yml(text: str) -> Tuple[str, str]:
     key = values.get("key", values.get("apiKey"))
     if not url or not key:
         raise InvalidSessionError("expected url and key, or instanceUrl and apiKey")
-    return url, key
+    api = _with_api(_normalised_url(url, "url"))
+    return Session.create(api, ApiKey(_given_secret(key, "key")))
 
 
 # Command line: what it tells people and programs, and where it has secrets from
 
 
 def _silence(stream: Any) -> None:
-    """Let what a broken stream still buffers go nowhere, or it fails once more at exit."""
+    """Discard what a broken stream still buffers; flushing it at exit would fail again."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
 
 
-def _say(message: object) -> None:
-    """Tell a person something on standard error, if there is one (print takes None for stdout)."""
+def _tell(text: str) -> None:
+    """Write to standard error, if there is one (print takes None for standard output)."""
     if sys.stderr is not None:
         try:
-            print(_printable(f"immich_session: {message}"), file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
         except (OSError, ValueError):
             _silence(sys.stderr)
+
+
+def _say(message: object) -> None:
+    """Tell a person something, on a line."""
+    _tell(_printable(f"immich_session: {message}"))
 
 
 def _emit(data: str, errors: str = "strict") -> None:
@@ -1321,6 +1728,56 @@ def _exit_status(error: Exception) -> int:
     return 4 if refused or isinstance(error, NotLoggedInError) else 1
 
 
+def _shell_words(words: Sequence[str]) -> str:
+    """Quote *words* for the shell of this system."""
+    if os.name != "posix":
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+    # Not shlex.quote: Debian's python3-minimal has no shlex.
+    plain = re.compile(r"[\w@%+=:,./-]+", re.ASCII).fullmatch
+    quoted = (word.replace("'", "'\"'\"'") for word in words)
+    return " ".join(word if plain(word) else f"'{word}'" for word in quoted)
+
+
+def _as_typed(program: str) -> str:
+    """Return the bare name of *program* if that is how a shell finds it."""
+    name = os.path.basename(program)
+    places = (os.path.join(place, name) for place in os.get_exec_path())
+    found = next(filter(os.path.isfile, places), None)
+    return name if found == program else program
+
+
+def _own_command() -> str:
+    """Return the command that starts this command line as it was started, for a shell."""
+    python, script = _as_typed(sys.executable or "python3"), sys.argv[0] if sys.argv else ""
+    spec = globals().get("__spec__")
+    if __name__ != "__main__":
+        if os.path.basename(script) in ("immich-session", "immich-session.exe"):
+            return _shell_words([_as_typed(script)])
+        script = os.path.abspath(__file__)
+    elif spec is not None and spec.name != "__main__":  # that is a zip's
+        return _shell_words([python, "-m", spec.name])
+    return _shell_words([python, script])
+
+
+def _profile_flag(profile: str) -> str:
+    """Return the option that names a profile, for a shell."""
+    return _shell_words([f"--profile={profile}"] if profile.startswith("-") else ["-P", profile])
+
+
+def _login_remedy(session: Optional[Session], profile: str, store: SessionStore) -> str:
+    base = store._base_dir
+    directory = [] if base is None else [f"--config-directory={base}"]
+    server = ["SERVER"] if session is None else []
+    arguments = _shell_words([*directory, "login", *server, f"--profile={profile}"])
+    return f'run "{_own_command()} {arguments}"'
+
+
+_REMEDIES.append(_login_remedy)
+_EXTRA_HEADERS.append("-H")
+
+
 def _from_stdin(what: str) -> str:
     """Read a secret from standard input; take one line end off."""
     problem = "it is closed"
@@ -1329,203 +1786,339 @@ def _from_stdin(what: str) -> str:
             data = getattr(sys.stdin, "buffer", sys.stdin).read(_STDIN_LIMIT + 1) or b""
             if len(data) <= _STDIN_LIMIT:
                 text = data if isinstance(data, str) else data.decode("utf-8")
-                return re.sub(r"\r?\n\Z", "", text)
+                return re.sub(r"\r?\n\Z", "", text.lstrip("\ufeff"))
             problem = f"it is larger than {_STDIN_LIMIT} bytes"
         except (OSError, ValueError):
             problem = "it cannot be read as UTF-8 text"
     raise SessionError(f"no {what}: standard input: {problem}")
 
 
-def _secret(given: Optional[str], what: str, flag: str) -> str:
-    """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
+def _from_prompt(what: str, url: str) -> Optional[str]:
+    """Ask for a secret at the terminal, hidden; return None if it cannot be asked for."""
     import getpass
 
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
+            return getpass.getpass(f"{what} for {_printable(url)}: ")
+    except (getpass.GetPassWarning, OSError, AttributeError):  # standard error may be closed
+        return None
+    except BaseException:
+        _tell("")  # the cursor stands behind the prompt
+        raise
+
+
+def _secret(given: Optional[str], what: str, flag: str, url: str) -> str:
+    """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
     if given is not None and given != "-":
-        _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
+        _say(f'warning: other users can see secrets on the command line; use "{flag} -"')
         return given
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
     if given == "-" and not on_terminal:
         return _from_stdin(what)
-    problem = "there is no terminal to ask on"
+    problem = "there is no terminal to prompt on"
     try:
-        if on_terminal:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
-                return getpass.getpass(f"{what}: ")
+        typed = _from_prompt(what, url) if on_terminal else None
+        if typed is not None:
+            return typed
     except (EOFError, UnicodeError):
-        problem = "nothing legible was typed"
-    except (getpass.GetPassWarning, OSError, AttributeError):  # standard error may be closed
-        pass
+        problem = "nothing was entered"
+    except ImportError as error:
+        problem = f"a hidden prompt needs Python's module {error.name}, which is missing here"
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 
 
-def _extra_headers(given: Sequence[str]) -> Dict[str, str]:
+def _given_headers(given: Sequence[str]) -> Dict[str, str]:
     """Return the headers that -H gave, each as "NAME: VALUE" or as a file of such lines."""
     headers: Dict[str, str] = {}
     for text in given:
         if text.startswith("@"):
-            lines = [line for line in _text_file(text[1:], "-H").splitlines() if line.strip()]
+            lines = _header_lines(_text_file(text[1:], "-H"), text[1:], "-H")
+            _add_headers(headers, lines, "-H", text[1:])
         else:
-            _say('warning: other users can see a header on the command line: "-H @FILE" hides it')
-            lines = [text]
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon:
-                raise SessionError('-H: expected "NAME: VALUE"')
-            if name.strip() in headers:
-                raise SessionError("-H: a header is given twice")
-            headers[name.strip()] = value.strip()
-    _check_extra_headers(headers)
+            _say('warning: other users can see secrets on the command line; use "-H @FILE"')
+            _add_headers(headers, [(0, text)], "-H")
     return headers
 
 
 # Command line: the commands, each of which returns the exit status
 
 
-def _note_overrides() -> None:
-    """Say that the environment has the last word, where it has: people wonder otherwise."""
+def _described(session: Session) -> str:
+    """Return whose session it is, for people."""
+    if isinstance(session.auth, Jwt):
+        return f"the session of {session.auth.email or 'a password login'}"
+    return f'API key "{session.auth.name}"' if session.auth.name else "an API key without a name"
+
+
+def _note_overrides(store: SessionStore) -> None:
+    """Tell people where the environment overrides what they have just set."""
     url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
-    key = next((name for name in _KEY_VARIABLES if name in os.environ), None)
-    if url and key:
-        _say(f"note: {url} and {key} are set, and override every profile")
+    secret = next((name for name in _SECRET_VARIABLES if name in os.environ), None)
+    if store._base_dir is None and url and secret:
+        _say(f"note: {url} and {secret} are set, and override every profile")
     elif os.environ.get("IMMICH_PROFILE"):
         _say("note: IMMICH_PROFILE is set, and overrides the current profile")
 
 
-def _settled_profile(args: Any, store: SessionStore) -> str:
-    """Return the profile that a command is to change: no guess, where config.json is broken."""
+def _target_profile(args: Any, store: SessionStore) -> str:
+    """Return the profile that a command is to change; with a broken config.json, do not guess."""
     if args.profile is not None:
         return _checked_profile(args.profile)
     try:
         return store.get_current_profile()
     except (InvalidProfileError, InvalidSessionError) as error:
-        raise type(error)(f"{error}; name the profile with -P") from None
+        problem = str(error)
+    raise SessionError(f"{problem}; name the profile with -P")
 
 
-def _store_session(args: Any, store: SessionStore, session: Session, profile: str) -> int:
-    """Save a session and tell what is stored where.
+def _stored(store: SessionStore, profile: str) -> Optional[Session]:
+    """Return the session that a new one would replace; a broken file is no loss."""
+    with contextlib.suppress(InvalidSessionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its mode does not matter any more
+        return store.load(profile)
+    return None
+
+
+def _is_same_account(old: Session, new: Session) -> bool:
+    """Tell whether nothing is lost where *new* replaces *old*."""
+    with contextlib.suppress(InvalidSessionError):  # a URL that cannot be used
+        if type(old.auth) is not type(new.auth) or not _is_same_api(old.server_url, new.server_url):
+            return False
+        if isinstance(old.auth, Jwt) and isinstance(new.auth, Jwt):
+            same = old.auth.email.lower() == new.auth.email.lower() != ""
+        else:
+            # "API Key" is the name that Immich gives to a key that nobody has named.
+            names = {getattr(session.auth, "name", None) or "API Key" for session in (old, new)}
+            same = len(names) == 1 and names != {"API Key"}
+        return same or old.secret == new.secret
+    return False
+
+
+def _check_replaceable(
+    args: Any, profile: str, old: Optional[Session], new: Session, renewed: Optional[Session]
+) -> None:
+    """Refuse to lose a stored session by accident."""
+    if old is None or args.profile is not None or old == renewed:
+        return
+    if not _is_same_account(old, new):
+        there = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
+        ways = (
+            f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces that one"
+        )
+        raise SessionError(f"{there}: {ways}")
+
+
+def _store_session(
+    args: Any,
+    store: SessionStore,
+    session: Session,
+    profile: str,
+    renewed: Optional[Session] = None,
+) -> Optional[Session]:
+    """Save a session, tell what is stored where, and return the one that it replaced.
 
     Its profile becomes current if it was named, or is the first one ever.
     """
-    try:
-        switch = args.profile is not None or not store.list_profiles()
-        store.save(session, profile)
-    except SessionError:
-        with contextlib.suppress(SessionError):
-            logout(session)  # nobody else knows its token
-        raise
+    old = _stored(store, profile)  # again: another process may have stored one meanwhile
+    _check_replaceable(args, profile, old, session, renewed)
+    switch = args.profile is not None or not store.list_profiles()
+    store.save(session, profile)
     if switch:
         try:
             store.set_current_profile(profile)
         except SessionError as error:
-            problem = f'the session is stored in profile "{profile}", which is not current: {error}'
-            raise SessionError(problem) from None
-    auth = session.auth
-    who = auth.email if isinstance(auth, Jwt) else f"API key {auth.name or '<unnamed>'}"
-    suffix = ", which is now the current one" if switch else ""
-    _say(f'{who} at {_shown_url(session.server_url)} is stored in profile "{profile}"{suffix}')
-    _note_overrides()
-    return 0
-
-
-def _renewed(args: Any, store: SessionStore, profile: str) -> Session:
-    """Return the session that says what flags that are left out mean, and the server."""
-    typed = args.SERVER
-    url = _environment_url(os.environ) if typed is None else _normalised_url(typed, "SERVER")
-    if url is not None:
-        return Session(url, ApiKey(""), "")
-    session = store.load(profile)
-    if session is None:
-        raise SessionError(f'profile "{profile}" has no session to renew: name the SERVER')
-    return dataclasses.replace(session, server_url=_normalised_url(session.server_url))
+            problem = f'the session is stored in profile "{profile}", but not made current: {error}'
+        else:
+            problem = ""
+        if problem:
+            raise SessionError(problem)
+    suffix = ", now the current one" if switch else ""
+    url = _public_url(session.server_url)
+    _say(f'{_described(session)} for {url} is stored in profile "{profile}"{suffix}')
+    if old is not None and old.secret != session.secret:
+        _say(f"it replaced {_described(old)} for {_public_url(old.server_url)}")
+    _note_overrides(store)
+    return old
 
 
 def _check_login_flags(args: Any) -> None:
-    if args.email is not None and args.api_key is not None:
-        args.parser.error("-k and -e do not go together")
+    if args.email is None and args.password is not None:
+        args.parser.error("-p needs -e")
     if args.email is not None and (args.name is not None or args.no_verify):
         args.parser.error("-n and --no-verify do not go with a password login")
 
 
-def _new_session(
-    args: Any, store: SessionStore, profile: str, url: str, headers: Mapping[str, str]
-) -> Session:
+def _login_server(
+    args: Any, store: SessionStore, profile: str
+) -> Tuple[str, Mapping[str, str], Optional[Session]]:
+    """Return the server to log in to, its extra headers, and the session that is renewed."""
+    if args.SERVER is not None:
+        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}, None
+    url = _environment_url(os.environ)
+    if url is None:
+        session = store.load(profile)
+        if session is None:
+            raise SessionError(f'profile "{profile}" has no session to renew: give the SERVER')
+        return _normalised_url(session.server_url), session.extra_headers, session
+    old = _stored(store, profile) if args.profile is not None else None
+    if old is not None and not _is_same_server(url, old.server_url):
+        there = f'profile "{profile}" has a session for {_public_url(old.server_url)}'
+        raise SessionError(f"{there}, the environment names {url}: give the SERVER")
+    return url, _environment_headers(os.environ), None
+
+
+def _fill_in_login(args: Any, renewed: Session) -> None:
+    """Let the session to renew say what the flags do not."""
+    if isinstance(renewed.auth, ApiKey):
+        if args.email is None and args.name is None:
+            args.name = renewed.auth.name
+    elif args.email is None and args.api_key is None:
+        args.email = renewed.auth.email
+
+
+def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
+    """Return the API to log in to; nothing secret is sent before it is found."""
+    if args.no_verify:
+        return _with_api(url)
+    try:
+        return _find_api(client, url, is_base)
+    except ServerError as error:
+        kind, problem, status = type(error), str(error), error.status
+    if kind is ServerError and args.email is None:
+        problem += "; --no-verify stores an API key without asking the server"
+    if kind is ServerUnreachableError and status is None and "://" not in (args.SERVER or "://"):
+        problem += f"; if the server has no https, write http://{args.SERVER}"
+    raise kind(problem, status)
+
+
+def _note_plain_http(api: str) -> None:
+    import ipaddress
+
+    match = _checked_url(api)
+    host = match["host"].strip("[]")
+    loopback = host == "localhost" or host.endswith(".localhost")
+    with contextlib.suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if match["scheme"] == "http" and not loopback:
+        _say(f"note: to {_public_url(api)}, secrets travel unencrypted")
+
+
+def _make_profile_writable(store: SessionStore, profile: str) -> None:
+    directory = store.config_dir(profile)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise SessionError(_sentence(str(directory), "it cannot be written to"))
+
+
+def _new_session(args: Any, client: _Client, api: str) -> Session:
     """Ask for the secret, then the server for a session."""
     if args.email is not None:
-        secret = _secret(args.password, "password", "-p")
-    else:
-        secret = _secret(args.api_key, "API key", "-k").strip()
-        if not secret:
-            raise SessionError("no API key: nothing was given")
-        _check_secret(secret, "API key")
-    store.config_dir(profile)  # before the server gives out a token that could then get lost
-    options: Any = {"extra_headers": headers, "timeout": args.timeout}
-    if args.email is not None:
-        return login_password(url, args.email, secret, **options)
+        password = _secret(args.password, "password", "-p", api)
+        return _log_in(client, api, args.email, password)
+    key = _given_secret(_secret(args.api_key, "API key", "-k", api), "API key")
     if args.no_verify:
-        return Session.create(_with_api(url), ApiKey(secret, args.name), headers)
-    session = login_api_key(url, secret, args.name or "", **options)
-    name, permissions = _key_details(session, args.timeout)
-    if permissions and "all" not in permissions:
-        _say(f"the key has these permissions only: {', '.join(permissions)[:2000]}")
-    return dataclasses.replace(session, auth=ApiKey(secret, args.name or name))
+        return Session.create(api, ApiKey(key, args.name), client.extra_headers)
+    session = _check_key(client, api, key, args.name)
+    with contextlib.suppress(ServerError):
+        name, permissions = _key_facts(client, session)
+        if permissions and "all" not in permissions:
+            _say(f"note: this key has only these permissions: {', '.join(permissions)[:2000]}")
+        auth = ApiKey(key, args.name or name)
+        return Session(api, auth, session.created_at, session.extra_headers)
+    return session
+
+
+def _end_unstored(client: _Client, api: str, store: SessionStore, profile: str) -> None:
+    """End the session of a password login that is not stored: nobody else knows its token."""
+    with contextlib.suppress(SessionError, IndexError):
+        token = client.answer(api).get("accessToken")
+        stored = _stored(store, profile)
+        if isinstance(token, str) and (stored is None or stored.secret != token):
+            logout(
+                Session(api, Jwt(token, "", ""), "", client.extra_headers), timeout=client.timeout
+            )
+
+
+def _end_replaced(old: Session, session: Session, timeout: float) -> None:
+    """End a password session that was replaced; whatever comes of it changes no status."""
+    if isinstance(old.auth, ApiKey) or old.secret == session.secret:
+        return
+    try:
+        logout(old, timeout=timeout)
+        _say("the replaced session has ended on the server")
+    except SessionError as error:
+        _say(f"{error}; the replaced session may still be valid on the server")
 
 
 def _login(args: Any, store: SessionStore) -> int:
-    _check_login_flags(args)
-    profile = _settled_profile(args, store)
-    old = _renewed(args, store, profile)
-    if args.email is None and args.api_key is None and isinstance(old.auth, Jwt):
-        args.email = old.auth.email
+    if args.email is not None:  # wrong usage comes first, whatever is stored
         _check_login_flags(args)
-    if args.email is None and args.password is not None:
-        args.parser.error("-p goes with -e")
-    if args.name is None and isinstance(old.auth, ApiKey):
-        args.name = old.auth.name
-    headers = _extra_headers(args.header) or old.extra_headers
+    profile = _target_profile(args, store)
+    url, headers, renewed = _login_server(args, store, profile)
+    if renewed is not None:
+        _fill_in_login(args, renewed)
+    _check_login_flags(args)
+    client = _Client(_given_headers(args.header) or headers, args.timeout)
+    api = _find_login_api(args, client, url, renewed is not None)
+    old = _stored(store, profile)
+    if old is not None:
+        # A key that is not known yet may be the very same.
+        auth = ApiKey(old.secret) if args.email is None else Jwt("", "", args.email)
+        _check_replaceable(args, profile, old, Session(api, auth, ""), renewed)
+    _make_profile_writable(store, profile)
+    _note_plain_http(api)
     try:
-        session = _new_session(args, store, profile, old.server_url, headers)
-    except ServerUnreachableError as error:
-        if args.SERVER is None or "://" in args.SERVER:
-            raise
-        hint = f"if the server has no https, write http://{args.SERVER}"
-        raise ServerUnreachableError(f"{error}; {hint}") from None
-    return _store_session(args, store, session, profile)
+        session = _new_session(args, client, api)
+        old = _store_session(args, store, session, profile, renewed)
+    except BaseException:  # Ctrl-C too
+        _end_unstored(client, api, store, profile)
+        raise
+    if old is not None and not args.no_verify:
+        _end_replaced(old, session, args.timeout)
+    return 0
 
 
-def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
-    session, status = None, 0
-    outcome = f'the session of profile "{profile}" is removed here'
+def _end_session(session: Session, timeout: float) -> int:
+    """End a session on the server, tell the outcome, and return the exit status."""
+    outcome, status = "the session had ended on the server already", 0
+    if isinstance(session.auth, ApiKey):
+        outcome = "the API key stays valid: revoke it in the account settings of Immich"
     try:
-        session = store.load(profile)
-        if session is None:
-            outcome = f'profile "{profile}" is not logged in'
-    except InvalidSessionError as error:
-        _say(error)
-    if session is not None and not args.local:
-        told = "the session had ended on the server already"
-        if isinstance(session.auth, ApiKey):
-            told = "the API key stays valid on the server: remove it there, in the account settings"
-        try:
-            if logout(session, timeout=args.timeout):
-                told = "the session is ended on the server"
-        except SessionError as error:
-            told = f"{error}; the session may live on there"
-            status = _exit_status(error)
-        _say(told)
-    store.clear(profile)
+        if logout(session, timeout=timeout):
+            outcome = "the session has ended on the server"
+    except SessionError as error:
+        outcome = f"{error}; the session may still be valid on the server"
+        status = _exit_status(error)
     _say(outcome)
     return status
 
 
+def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
+    session, status, is_broken = None, 0, False
+    try:
+        session = store.load(profile)
+    except InvalidSessionError as error:
+        _say(error)
+        is_broken = True
+    if session is not None and not args.local:
+        status = _end_session(session, args.timeout)
+    if not is_broken and _stored(store, profile) != session:
+        _say(f'profile "{profile}" holds another session by now, which stays')
+        return status
+    store.clear(profile)
+    if session is None and not is_broken:
+        _say(f'profile "{profile}" is not logged in')
+    else:
+        _say(f'the session of profile "{profile}" is removed from this computer')
+    return status
+
+
 def _logout(args: Any, store: SessionStore) -> int:
-    if args.all and args.profile is not None:
-        args.parser.error("--all and -P do not go together")
     if args.all:
         directory = store._path("profiles")
         profiles = [n for n in store._entries() if os.path.isdir(os.path.join(directory, n))]
     else:
-        profiles = [_settled_profile(args, store)]
+        profiles = [_target_profile(args, store)]
     if not profiles:
         _say("there is no profile to log out of")
     statuses = [0]
@@ -1535,7 +2128,7 @@ def _logout(args: Any, store: SessionStore) -> int:
         except SessionError as error:  # and go on with the others
             _say(error)
             statuses.append(1)
-    _note_overrides()
+    _note_overrides(store)
     return max(statuses)
 
 
@@ -1545,7 +2138,7 @@ def _facts(session: Optional[Session]) -> Dict[str, object]:
     facts: Dict[str, object] = dict.fromkeys(names.split())
     if session is not None:
         expires = session.expires_at()
-        facts["server_url"] = _shown_url(session.server_url)
+        facts["server_url"] = _public_url(session.server_url)
         facts["method"] = _method(session.auth)
         for name in ("name", "email", "user_id"):
             facts[name] = getattr(session.auth, name, None)
@@ -1559,40 +2152,67 @@ def _expiry(session: Session) -> str:
     if isinstance(session.auth, ApiKey):
         return "never"
     if "." not in session.auth.access_token:
-        return "expiry known to the server only"
+        return "known to the server only"
     moment = session.expires_at()
-    told = "time not known" if moment is None else moment.isoformat()
-    return f"expired, {told}" if session.is_expired() else told
+    when = "unknown" if moment is None else moment.isoformat()
+    return f"expired, {when}" if session.is_expired() else when
+
+
+def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optional[SessionError]]:
+    """Return what the server says of a session, or why it does not."""
+    report: Dict[str, object] = dict.fromkeys(("valid", "account", "permissions"))
+    try:
+        report["valid"] = is_valid(session, timeout=timeout)
+        if report["valid"]:
+            with contextlib.suppress(SessionError):
+                account = whoami(session, timeout=timeout)
+                report.update(account=account.email, permissions=account.permissions)
+    except SessionError as error:
+        return report, error
+    return report, None
+
+
+def _status_lines(session: Session, source: str, check: Mapping[str, object]) -> Iterator[str]:
+    yield f"Source: {source}"
+    yield str(session)
+    yield f"Expires: {_expiry(session)}"
+    if check.get("valid") is not None:
+        yield f"Valid: {'yes' if check['valid'] else 'no'}"
+    if check.get("account") is not None:
+        yield f"Account: {_printable(str(check['account']))}"
+    permissions = check.get("permissions")
+    if isinstance(permissions, tuple):
+        yield f"Permissions: {_printable(', '.join(permissions)) or 'none'}"
 
 
 def _status(args: Any, store: SessionStore) -> int:
     session, profile = _find_session(args.profile, store)
     source = "environment" if profile is None else "file"
-    report = {"profile": profile, "source": source, **_facts(session)}
+    check: Dict[str, object] = {}
     problem: Optional[SessionError] = None
     if args.check:
-        report["valid"] = None
-        try:
-            report["valid"] = is_valid(session, timeout=args.timeout) if session else None
-        except SessionError as error:
-            problem = error
+        check = dict.fromkeys(("valid", "account", "permissions"))
+        if session is not None:
+            check, problem = _check(session, args.timeout)
     if args.json:
+        report = {"profile": profile, "source": source, **_facts(session), **check}
         _emit(json.dumps(report, indent=2))
     elif session is not None:
-        source = "environment" if profile is None else f'profile "{profile}"'
-        _emit(f"Source: {source}\n{session}\nExpires: {_expiry(session)}", "backslashreplace")
-        if args.check and problem is None:
-            _emit(f"Valid: {'yes' if report['valid'] else 'no'}")
-    _usable(session, profile, store)
+        if profile is not None:
+            path = store._path("profiles", profile, "session.json")
+            source = f'profile "{profile}" ({_printable(path)})'
+        _emit("\n".join(_status_lines(session, source, check)), "backslashreplace")
+    _require_session(session, profile, store, args.profile is not None)
     if problem is not None:
         raise problem
-    return 4 if report.get("valid") is False else 0
+    return 4 if check.get("valid") is False else 0
 
 
 def _profile_line(row: Mapping[str, object]) -> str:
-    told = f"broken: {row['error']}" if row["error"] else f"{row['server_url']}  {row['method']}"
+    facts = (row[name] for name in ("server_url", "method", "who"))
+    shown = f"broken: {row['error']}" if row["error"] else "  ".join(str(f) for f in facts if f)
     expired = "  expired" if row["expired"] else ""
-    return _printable(f"{'*' if row['current'] else ' '} {row['name']}  {told}{expired}")
+    return _printable(f"{'*' if row['current'] else ' '} {row['name']}  {shown}{expired}")
 
 
 def _profile_list(args: Any, store: SessionStore) -> int:
@@ -1611,14 +2231,15 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         if session is None and problem is None:  # removed in the meantime
             continue
         facts = _facts(session)
-        shown = {fact: facts[fact] for fact in ("server_url", "method", "expired")}
+        facts["who"] = facts["email"] or facts["name"]
+        shown = {fact: facts[fact] for fact in ("server_url", "method", "who", "expired")}
         rows.append({"name": name, "current": name == current, **shown, "error": problem})
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
         _emit("\n".join(map(_profile_line, rows)), "backslashreplace")
     else:
-        _say("no profile has a session")
+        _say("no profile is logged in")
     return 0
 
 
@@ -1632,15 +2253,21 @@ def _profile_switch(args: Any, store: SessionStore) -> int:
     profiles = store.list_profiles()
     if profile not in profiles:
         others = ", ".join(profiles) or "none"
-        raise SessionError(f'profile "{profile}" has no session; these profiles have one: {others}')
+        raise SessionError(f'profile "{profile}" has no session (profiles with one: {others})')
     store.set_current_profile(profile)
     _say(f'profile "{profile}" is now the current one')
-    _note_overrides()
+    _note_overrides(store)
     return 0
 
 
 def _token(args: Any, store: SessionStore) -> int:
-    _emit(_secret_of(get_session(args.profile, store=store).auth))
+    _emit(get_session(args.profile, store=store).secret)
+    return 0
+
+
+def _headers(args: Any, store: SessionStore) -> int:
+    headers = get_session(args.profile, store=store).headers()
+    _emit("\n".join(f"{name}: {value}" for name, value in headers.items()))
     return 0
 
 
@@ -1658,7 +2285,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
     try:
         os.execvpe(command[0], command, environ)
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "it is no command"
+        problem = getattr(error, "strerror", None) or "this cannot be a command"
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -1671,15 +2298,13 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
 def _exec(args: Any, store: SessionStore) -> int:
     command = args.COMMAND[1:] if args.COMMAND[0] == "--" else args.COMMAND
     found, profile = _find_session(args.profile, store)
-    session = _usable(found, profile, store)
-    session.headers()  # what could not stand in a header is refused here as well
+    session = _require_session(found, profile, store, args.profile is not None)
+    environ = session.to_env(os.environ)
+    if isinstance(session.auth, Jwt):
+        others = "programs that expect an API key (the official CLI, immichpy)"
+        _say(f"warning: with a password login, {others} may use, or send, one of their own")
     if session.extra_headers:
-        _say("warning: the extra headers of this session do not reach the command")
-    others = (*_URL_VARIABLES, *_KEY_VARIABLES, "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE")
-    environ = {name: value for name, value in os.environ.items() if name not in others}
-    environ["IMMICH_INSTANCE_URL"] = session.server_url
-    is_key = isinstance(session.auth, ApiKey)
-    environ["IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"] = _secret_of(session.auth)
+        _say("warning: the extra headers reach only programs that read IMMICH_HEADERS")
     if profile is not None:
         environ["IMMICH_PROFILE"] = profile
     if args.config_directory is not None:
@@ -1688,122 +2313,198 @@ def _exec(args: Any, store: SessionStore) -> int:
 
 
 def _import(args: Any, store: SessionStore) -> int:
-    profile = _settled_profile(args, store)
+    profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
-    url, key = _located(path, _parse_auth_yml, _text_file(path, "import"))
-    _check_secret(key, f"{_printable(path)}: key")
-    url = _with_api(_normalised_url(url, f"{_printable(path)}: url"))
-    return _store_session(args, store, Session.create(url, ApiKey(key)), profile)
+    session = _parse_file(path, _parse_auth_yml, _text_file(path))
+    old = _store_session(args, store, session, profile)
+    if old is not None and isinstance(old.auth, Jwt):
+        _say("the replaced session may still be valid on the server")
+    return 0
 
 
 # Command line: its grammar
 
 
 def _seconds(text: str) -> float:
-    if not 0 < float(text) <= _LONGEST:
-        raise ValueError
-    return float(text)
+    import argparse
+
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= _LONGEST:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number of seconds up to {_LONGEST:.0f}")
 
 
-_seconds.__name__ = "seconds"  # argparse tells it to people
-
-
+_STDIN = "prompted for if omitted; -: from standard input"
 _OPTIONS: Dict[str, Dict[str, Any]] = {
-    "SERVER": {"nargs": "?", "help": "its address; default: the one of the session to renew"},
-    "NAME": {"help": "of a profile that has a session"},
+    "SERVER": {
+        "nargs": "?",
+        "help": "address (default: of the environment, or the session to renew)",
+    },
+    "NAME": {"help": "the profile to switch to"},
     "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
     # "A..." is argparse.PARSER: a command, and whatever follows it.
     "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": "and its arguments"},
     "-P --profile": {"help": "default: the current one"},
-    "-k --api-key": {"metavar": "KEY", "help": "asked for if left out; - is standard input"},
-    "-e --email": {"help": "log in with a password, as this user"},
-    "-p --password": {"help": "asked for if left out; - is standard input"},
-    "-n --name": {"help": "a name for the API key"},
-    "-H --header": {"action": "append", "default": [], "help": "NAME: VALUE for a proxy, or @FILE"},
+    "-k --api-key": {"metavar": "KEY", "help": _STDIN},
+    "-e --email": {"help": "log in with the password of this user"},
+    "-p --password": {"help": _STDIN},
+    "-n --name": {"help": "a name for the API key (default: its name on the server)"},
+    "-H --header": {
+        "action": "append",
+        "default": [],
+        "metavar": "HEADER",
+        "help": "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable",
+    },
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
-    "--timeout": {"type": _seconds, "default": 10.0, "metavar": "SECONDS", "help": "per request"},
+    "--timeout": {
+        "type": _seconds,
+        "default": 10.0,
+        "metavar": "SECONDS",
+        "help": "time limit per request (default: 10)",
+    },
     "--all": {"action": "store_true", "help": "every profile"},
     "--local": {"action": "store_true", "help": "do not ask the server"},
-    "--check": {"action": "store_true", "help": "ask the server too"},
-    "--json": {"action": "store_true", "help": "for programs"},
+    "--check": {"action": "store_true", "help": "ask the server whether it is valid, and whose"},
+    "--json": {"action": "store_true", "help": "output for programs"},
 }
-_COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str]] = {
-    "login": (_login, "store a session", "SERVER -P -k -e -p -n -H --no-verify --timeout"),
-    "logout": (_logout, "end and remove a session", "-P --all --local --timeout"),
-    "status": (_status, "tell which session is used", "-P --check --json --timeout"),
-    "profile list": (_profile_list, "list the profiles that have a session", "--json"),
-    "profile current": (_profile_current, "print the current profile", ""),
-    "profile switch": (_profile_switch, "make another profile the current one", "NAME"),
-    "token": (_token, "print the bare secret", "-P"),
-    "exec": (_exec, "run a command with the session in its environment", "-P COMMAND"),
-    "import": (_import, "store the session of the official CLI", "FILE -P"),
+_ADDRESS = "https://photos.example.com"
+# Of each command: what it runs, what it does, its options (of A|B, one excludes the other), and
+# an example.
+_COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] = {
+    "login": (
+        _login,
+        "log in and store the session",
+        "SERVER -P -k|-e -p -n -H --no-verify --timeout",
+        f"{_ADDRESS} -P work",
+    ),
+    "logout": (_logout, "end and remove a session", "-P|--all --local --timeout", "-P work"),
+    "status": (
+        _status,
+        "show which session is used",
+        "-P --check --json --timeout",
+        "--check",
+    ),
+    "profile list": (_profile_list, "list the profiles that have a session", "--json", "--json"),
+    "profile current": (_profile_current, "print the current profile", "", ""),
+    "profile switch": (_profile_switch, "make another profile the current one", "NAME", "work"),
+    "token": (_token, "print the API key or access token", "-P", "-P work"),
+    "headers": (
+        _headers,
+        "print the HTTP headers that a request needs, one a line",
+        "-P",
+        f"| curl -H @- {_ADDRESS}/api/users/me",
+    ),
+    "exec": (
+        _exec,
+        "run a command with the session in its environment: IMMICH_INSTANCE_URL, IMMICH_API_URL, "
+        "IMMICH_API_KEY or IMMICH_ACCESS_TOKEN, IMMICH_HEADERS, IMMICH_PROFILE",
+        "-P COMMAND",
+        "-- python3 my_script.py",
+    ),
+    "import": (_import, "store the session of the official CLI", "FILE -P", "-P work"),
 }
+_VARIABLES = """\
+environment variables:
+  IMMICH_INSTANCE_URL   the server; or IMMICH_SERVER
+  IMMICH_API_KEY        the API key; or IMMICH_API_KEY_FILE: a file that holds it
+  IMMICH_ACCESS_TOKEN   instead of a key, the token of a password login
+  IMMICH_HEADERS        extra headers, one a line; or IMMICH_HEADERS_FILE: a file of them
+  IMMICH_PROFILE        the current profile
+  IMMICH_CONFIG_DIR     the directory of the files (default: ~/.config/immich)
+  SSL_CERT_FILE         certificates to trust, for a CA of your own
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY"""
 
 
-def _parser() -> Any:
+def _parser_class() -> Any:
     import argparse
     import functools
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
             # A fixed width, because to look at the terminal argparse loads half a dozen modules.
-            formatter = functools.partial(argparse.HelpFormatter, width=90)
+            formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=90)
             super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+            self.color = False  # Python 3.14 would write to a terminal what _printable escapes
 
         def print_help(self, _: Any = None) -> None:
             _emit(self.format_help().rstrip())
 
-        def error(self, message: str) -> NoReturn:
-            # What argparse quotes first is what somebody typed, and may be a secret.
+        def error(self, message: str) -> Any:
+            # argparse quotes what was typed, and that may be a secret.
             message = re.sub(r"""'(\\.|[^'])*'|"(\\.|[^"])*\"""", "...", message, count=1)
             _say(f'{message}; see "{self.prog} --help"')
             raise SystemExit(2)
 
-    parser = Parser(prog=_COMMAND, description="Keep sessions for Immich servers in profiles.")
+    return Parser
+
+
+def _add_options(command: Any, options: str) -> None:
+    """Add options to the parser of a command."""
+    known = {key.split()[0]: (key.split(), settings) for key, settings in _OPTIONS.items()}
+    for choice in options.split():
+        group = command.add_mutually_exclusive_group() if "|" in choice else command
+        for option in choice.split("|"):
+            names, settings = known[option]
+            group.add_argument(*names, **settings)
+
+
+def _parser() -> Any:
+    prog = _own_command()
+    description = "Keep sessions for Immich servers in profiles."
+    parser = _parser_class()(prog=prog, description=description, epilog=_VARIABLES)
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument(
-        "-d", "--config-directory", metavar="DIR", help="in place of ~/.config/immich"
-    )
+    directory = "the directory of the files (default: ~/.config/immich)"
+    parser.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
     parser.set_defaults(run=None, parser=parser)
-    groups = {"": parser.add_subparsers(metavar="COMMAND", prog=_COMMAND)}
-    arguments = {key.split()[0]: (key.split(), value) for key, value in _OPTIONS.items()}
-    for name, (run, text, options) in _COMMANDS.items():
+    groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
+    for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         if group not in groups:
             command = groups[""].add_parser(group, help="list and switch profiles")
             command.set_defaults(parser=command)
-            groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{_COMMAND} {group}")
-        command = groups[group].add_parser(verb, help=text, description=text)
+            groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {group}")
+        epilog = f"example: {prog} {name} {example}".rstrip()
+        command = groups[group].add_parser(verb, help=text, description=text, epilog=epilog)
         command.set_defaults(run=run, parser=command)
-        for option in options.split():
-            names, settings = arguments[option]
-            command.add_argument(*names, **settings)
+        _add_options(command, options)
     return parser
+
+
+def _refuse_surplus(args: Any, surplus: Sequence[str]) -> None:
+    """Refuse what the grammar has no place for; it is not echoed, because it may be a key."""
+    if any(word.startswith("-") for word in surplus):
+        usage = " ".join(args.parser.format_usage().split())
+        args.parser.error(f"unknown option; {usage}")
+    hint = "; an API key goes after -k" if hasattr(args, "api_key") else ""
+    args.parser.error(f"too many arguments{hint}")
+
+
+def _run(argv: Optional[Sequence[str]]) -> int:
+    args, surplus = _parser().parse_known_args(argv)
+    if surplus:
+        _refuse_surplus(args, surplus)
+    if args.version:
+        _emit(f"immich_session {__version__}")
+        return 0
+    if args.run is None:
+        _tell(args.parser.format_help().rstrip())
+        return 2
+    status: int = args.run(args, SessionStore(args.config_directory))
+    return status
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return its exit status.
 
-    0 done; 1 failed; 2 wrong usage; 3 no complete answer from the server; 4 not logged in,
-    expired or refused; 130 interrupted.
+    0 done; 1 failed; 2 wrong usage; 3 the server could not be asked, or is not ready; 4 not
+    logged in, expired or refused; 130 interrupted.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         try:
-            args, surplus = _parser().parse_known_args(argv)
-            if surplus:  # not echoed: it may be a key
-                args.parser.error(
-                    "an option is unknown, or an argument too many; a key goes behind -k"
-                )
-            if args.run is None and not args.version:
-                args.parser.error("name a COMMAND")
-            if args.version:
-                _emit(f"immich_session {__version__}")
-                return 0
-            status: int = args.run(args, SessionStore(args.config_directory))
-            return status
+            return _run(argv)
         except SystemExit as stop:
             return int(stop.code or 0)
         except KeyboardInterrupt:
