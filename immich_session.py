@@ -36,18 +36,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 __version__ = "1.1.0"
 
@@ -1051,6 +1040,8 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 # ---- cut here ---- Above: keeping sessions, complete by itself. Below: asking the server.
 
+from typing import Iterator  # noqa: E402 - what is above has no use for it
+
 __all__ += [
     "Account",
     "is_valid",
@@ -1064,7 +1055,7 @@ __all__ += [
 _LONGEST = 86_400.0  # seconds; longer limits are cut to this, because socket timeouts overflow
 _WELL_KNOWN = "/.well-known/immich"
 _PING = "/server/ping"
-_VALIDATE = "/auth/validateToken"
+_VALIDATE = "POST /auth/validateToken"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_READY = (429, 502, 503, 504)
 # What opens a login page in front of the server; the command line adds its option.
@@ -1073,6 +1064,12 @@ _EXTRA_HEADERS = ["extra headers"]
 
 def _login_page() -> str:
     return f"a login page in front of the server (it may need {', '.join(_EXTRA_HEADERS)})"
+
+
+def _texts(value: object) -> List[str]:
+    """Return the string that *value* is, or those in it if it is an array."""
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, str)]
 
 
 @dataclass
@@ -1092,32 +1089,17 @@ class _Answer:
 
         Up to v2 the object has a statusCode; from v3 on the answer has a correlation ID.
         """
-        identity = self.fields.get("X-Correlation-ID", "")
-        is_own = re.fullmatch("[a-z0-9]{8}|undefined", identity) or "statusCode" in (
-            self.members or ()
-        )
-        if self.members is None or "message" not in self.members or not is_own:
+        members, identity = self.members or {}, self.fields.get("X-Correlation-ID", "")
+        is_own = "statusCode" in members or re.fullmatch("[a-z0-9]{8}|undefined", identity)
+        if "message" not in members or not is_own:
             return None
-        message = self.members["message"]
-        texts = message if isinstance(message, list) else [message]
-        return "; ".join([text for text in texts if isinstance(text, str)] + self._details())
-
-    def _details(self) -> List[str]:
-        """Return what v3 tells of each member that did not pass its validation."""
-        errors = (self.members or {}).get("errors")
-        details = []
+        texts = _texts(members["message"])
+        errors = members.get("errors")  # of v3: what did not pass its validation
         for error in errors if isinstance(errors, list) else []:
-            path, message = (
-                (error.get(n) for n in ("path", "message"))
-                if isinstance(error, dict)
-                else (None, None)
-            )
-            names = (
-                [name for name in path if isinstance(name, str)] if isinstance(path, list) else []
-            )
-            if isinstance(message, str):
-                details.append(": ".join(filter(None, (".".join(names), message))))
-        return details
+            if isinstance(error, dict):
+                where = ".".join(_texts(error.get("path")))
+                texts.append(_sentence(where, *_texts(error.get("message"))))
+        return "; ".join(texts)
 
 
 def _opener(sockets: List[Any], late: Any) -> Any:
@@ -1169,12 +1151,7 @@ def _why_no_tls(error: Any) -> str:
     reason = error.reason or ""
     if "CERTIFICATE" in reason or "HANDSHAKE_FAILURE" in reason:  # alerts 42, 116; 40
         return "it refused the TLS connection: it may want a client certificate (not supported)"
-    if reason in (
-        "WRONG_VERSION_NUMBER",
-        "UNKNOWN_PROTOCOL",
-        "RECORD_LAYER_FAILURE",
-        "HTTP_REQUEST",
-    ):
+    if re.fullmatch("WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL|RECORD_LAYER_FAILURE", reason):
         return "TLS failed: is this an http server?"
     return f"TLS failed: {reason.lower().replace('_', ' ') or 'the connection broke'}"
 
@@ -1205,10 +1182,20 @@ def _why_unreachable(error: Exception, redact: Callable[[str], str]) -> str:
     return f"the request failed ({type(error).__name__})"
 
 
+def _fetch(request: Any, timeout: float, sockets: List[Any], late: Any) -> Tuple[int, Any, bytes]:
+    """Return status, header fields and body of an answer that came whole."""
+    with _opener(sockets, late).open(request, timeout=timeout) as response:
+        body = response.read(_FILE_LIMIT + 1)
+        length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
+        if length and len(body) < min(int(length[0]), _FILE_LIMIT):
+            raise EOFError
+        return response.status, response.headers, body
+
+
 def _exchange(
     request: Any, timeout: float, redact: Callable[[str], str], arrived: List[Any]
 ) -> None:
-    """Put status, header fields and body of the answer into *arrived*, or why there is none.
+    """Put what *request* fetches into *arrived*, or in words why there is no complete answer.
 
     urllib's timeout is for each socket operation, and a server that sends a byte at a time
     outlasts it.  So a thread does the work; when time is up, it is abandoned and its connection
@@ -1222,12 +1209,7 @@ def _exchange(
 
     def work() -> None:
         try:
-            with _opener(sockets, late).open(request, timeout=timeout) as response:
-                body = response.read(_FILE_LIMIT + 1)
-                length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
-                if length and len(body) < min(int(length[0]), _FILE_LIMIT):
-                    raise EOFError
-                arrived.append((response.status, response.headers, body))
+            arrived.append(_fetch(request, timeout, sockets, late))
         except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
             reason = getattr(error, "reason", None)  # what urllib has wrapped
             # Words, as the exception would keep the connection that it comes from.
@@ -1321,24 +1303,21 @@ class _Client:
             members = _object(_decode(content))
         return _Answer(status, fields, members)
 
-    def call(self, session: Session, path: str, member: str, *refusals: int) -> int:
-        """POST as *session* and return the status of an answer whose *member* is true.
+    def ask(
+        self, session: Session, line: str, *refusals: int, member: Optional[str] = None
+    ) -> _Answer:
+        """Ask as *session* for a "METHOD /path"; return an object whose *member* is true.
 
-        Return it as well if Immich refused with one of *refusals*; all else is an error.
+        Return Immich's own refusal with one of *refusals* as well; all else is an error.
         """
         base = session.server_url.rstrip("/")
-        answer = self.request("POST", base + path, session.headers())
-        is_refusal = answer.status in refusals and answer.refusal() is not None
-        if is_refusal or answer.get(member) is True:
-            return answer.status
-        raise self.refused(base, path, answer)
-
-    def ask(self, session: Session, path: str, *refusals: int) -> _Answer:
-        """GET as *session*; return an object, or Immich's refusal with one of *refusals*."""
-        base = session.server_url.rstrip("/")
-        answer = self.request("GET", base + path, session.headers())
-        is_refusal = answer.status in refusals and answer.refusal() is not None
-        if is_refusal or (answer.status == 200 and answer.members is not None):
+        method, path = line.split()
+        answer = self.request(method, base + path, session.headers())
+        if answer.status in refusals and answer.refusal() is not None:
+            return answer
+        if member is None and answer.status == 200 and answer.members is not None:
+            return answer
+        if member is not None and answer.get(member) is True:
             return answer
         raise self.refused(base, path, answer)
 
@@ -1439,10 +1418,8 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
             base = client.follow(target, endpoint)
             if base is None:
                 shown = client.redact(_public_url(endpoint))
-                problem = (
-                    f"it points to {shown}, a different or less secure server: is that intended?"
-                )
-                raise client.error(url, problem, answer.status)
+                problem = f"it points to {shown}, a different or less secure server"
+                raise client.error(url, f"{problem}: is that intended?", answer.status)
             yield _normalised_url(base)
         yield f"{url}/api"
         if url == origin:
@@ -1535,19 +1512,19 @@ def _key_facts(
     client: _Client, session: Session
 ) -> Tuple[Optional[str], Optional[Tuple[str, ...]]]:
     """Return name and permissions of an API key, as far as the server tells."""
-    answer = client.ask(session, "/api-keys/me", 400, 403)
-    name, permissions = answer.get("name"), answer.get("permissions")
-    texts = permissions if isinstance(permissions, list) else None
-    return client.text(name), None if texts is None else tuple(
-        filter(None, map(client.text, texts))
-    )
+    answer = client.ask(session, "GET /api-keys/me", 400, 403)
+    permissions = answer.get("permissions")
+    name = client.text(answer.get("name"))
+    if not isinstance(permissions, list):
+        return name, None
+    return name, tuple(filter(None, map(client.text, permissions)))
 
 
 def _check_key(client: _Client, base: str, key: str, name: Optional[str]) -> Session:
     """Have a known API check an API key."""
     client.secrets.append(key)
     session = Session.create(base, ApiKey(key, name), client.extra_headers)
-    client.call(session, _VALIDATE, "authStatus", 403)  # see is_valid
+    client.ask(session, _VALIDATE, 403, member="authStatus")  # see is_valid
     return session
 
 
@@ -1584,7 +1561,7 @@ def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
     # A 403 for an API key is a yes: v1.136 to v1.141 know the key, and want a permission.
     refusals = (401, 403) if isinstance(session.auth, ApiKey) else (401,)
     client = _Client(session.extra_headers, timeout, session.secret)
-    return client.call(session, _VALIDATE, "authStatus", *refusals) != 401
+    return client.ask(session, _VALIDATE, *refusals, member="authStatus").status != 401
 
 
 @dataclass(frozen=True)
@@ -1609,7 +1586,7 @@ def whoami(session: Session, *, timeout: float = 10.0) -> Account:
     session has ended, or that the key is invalid.
     """
     client = _Client(session.extra_headers, timeout, session.secret)
-    user = client.ask(session, "/users/me", 403)
+    user = client.ask(session, "GET /users/me", 403)
     name: Optional[str] = None
     permissions: Optional[Tuple[str, ...]] = ("all",)
     if isinstance(session.auth, ApiKey):
@@ -1626,7 +1603,7 @@ def logout(session: Session, *, timeout: float = 10.0) -> bool:
     if isinstance(session.auth, ApiKey):
         return False
     client = _Client(session.extra_headers, timeout, session.secret)
-    return client.call(session, "/auth/logout", "successful", 401) != 401
+    return client.ask(session, "POST /auth/logout", 401, member="successful").status != 401
 
 
 # ---- cut here ---- Above: keeping sessions and asking the server. Below: the command line.
@@ -1868,8 +1845,7 @@ def _target_profile(args: Any, store: SessionStore) -> str:
     try:
         return store.get_current_profile()
     except (InvalidProfileError, InvalidSessionError) as error:
-        problem = str(error)
-    raise SessionError(f"{problem}; name the profile with -P")
+        raise SessionError(f"{error}; name the profile with -P") from None
 
 
 def _stored(store: SessionStore, profile: str) -> Optional[Session]:
@@ -1880,18 +1856,20 @@ def _stored(store: SessionStore, profile: str) -> Optional[Session]:
     return None
 
 
+def _account_name(session: Session) -> str:
+    """Return the e-mail or the key's name; Immich calls a key "API Key" that nobody named."""
+    if isinstance(session.auth, Jwt):
+        return session.auth.email.lower()
+    return "" if session.auth.name in (None, "API Key") else session.auth.name
+
+
 def _is_same_account(old: Session, new: Session) -> bool:
     """Tell whether nothing is lost where *new* replaces *old*."""
     with contextlib.suppress(InvalidSessionError):  # a URL that cannot be used
-        if type(old.auth) is not type(new.auth) or not _is_same_api(old.server_url, new.server_url):
-            return False
-        if isinstance(old.auth, Jwt) and isinstance(new.auth, Jwt):
-            same = old.auth.email.lower() == new.auth.email.lower() != ""
-        else:
-            # "API Key" is the name that Immich gives to a key that nobody has named.
-            names = {getattr(session.auth, "name", None) or "API Key" for session in (old, new)}
-            same = len(names) == 1 and names != {"API Key"}
-        return same or old.secret == new.secret
+        names = _account_name(old), _account_name(new)
+        same = old.secret == new.secret or names[0] == names[1] != ""
+        is_same_kind = type(old.auth) is type(new.auth)
+        return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
     return False
 
 
@@ -1902,11 +1880,9 @@ def _check_replaceable(
     if old is None or args.profile is not None or old == renewed:
         return
     if not _is_same_account(old, new):
-        there = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
-        ways = (
-            f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces that one"
-        )
-        raise SessionError(f"{there}: {ways}")
+        problem = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
+        ways = f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces this"
+        raise SessionError(f"{problem}: {ways}")
 
 
 def _store_session(
@@ -1928,11 +1904,8 @@ def _store_session(
         try:
             store.set_current_profile(profile)
         except SessionError as error:
-            problem = f'the session is stored in profile "{profile}", but not made current: {error}'
-        else:
-            problem = ""
-        if problem:
-            raise SessionError(problem)
+            problem = f'the session is stored in profile "{profile}", but not made current'
+            raise SessionError(f"{problem}: {error}") from None
     suffix = ", now the current one" if switch else ""
     url = _public_url(session.server_url)
     _say(f'{_described(session)} for {url} is stored in profile "{profile}"{suffix}')
@@ -1988,19 +1961,14 @@ def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
     if kind is ServerError and args.email is None:
         problem += "; --no-verify stores an API key without asking the server"
     if kind is ServerUnreachableError and status is None and "://" not in (args.SERVER or "://"):
-        problem += f"; if the server has no https, write http://{args.SERVER}"
+        problem += f"; if the server has no https, write http://{_without_query(args.SERVER)}"
     raise kind(problem, status)
 
 
 def _note_plain_http(api: str) -> None:
-    import ipaddress
-
     match = _checked_url(api)
-    host = match["host"].strip("[]")
-    loopback = host == "localhost" or host.endswith(".localhost")
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if match["scheme"] == "http" and not loopback:
+    loopback = r"(.*\.)?localhost|127(\.[0-9]+){3}|\[::1\]"
+    if match["scheme"] == "http" and not re.fullmatch(loopback, match["host"], re.IGNORECASE):
         _say(f"note: to {_public_url(api)}, secrets travel unencrypted")
 
 
@@ -2030,13 +1998,12 @@ def _new_session(args: Any, client: _Client, api: str) -> Session:
 
 def _end_unstored(client: _Client, api: str, store: SessionStore, profile: str) -> None:
     """End the session of a password login that is not stored: nobody else knows its token."""
-    with contextlib.suppress(SessionError, IndexError):
-        token = client.answer(api).get("accessToken")
+    with contextlib.suppress(SessionError):
+        token = client.arrived and client.answer(api).get("accessToken")
         stored = _stored(store, profile)
         if isinstance(token, str) and (stored is None or stored.secret != token):
-            logout(
-                Session(api, Jwt(token, "", ""), "", client.extra_headers), timeout=client.timeout
-            )
+            session = Session(api, Jwt(token, "", ""), "", client.extra_headers)
+            logout(session, timeout=client.timeout)
 
 
 def _end_replaced(old: Session, session: Session, timeout: float) -> None:
@@ -2378,12 +2345,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] =
         f"{_ADDRESS} -P work",
     ),
     "logout": (_logout, "end and remove a session", "-P|--all --local --timeout", "-P work"),
-    "status": (
-        _status,
-        "show which session is used",
-        "-P --check --json --timeout",
-        "--check",
-    ),
+    "status": (_status, "show which session is used", "-P --check --json --timeout", "--check"),
     "profile list": (_profile_list, "list the profiles that have a session", "--json", "--json"),
     "profile current": (_profile_current, "print the current profile", "", ""),
     "profile switch": (_profile_switch, "make another profile the current one", "NAME", "work"),

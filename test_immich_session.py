@@ -7021,7 +7021,7 @@ $ login URL -k - < other
 ! it replaced API key "test all" for URL/api
 $ login URL -e admin@immich.test -p - < passw0rd  # 1
 ! profile "default" holds API key "test all" for URL/api: -P NAME stores the new session \
-  elsewhere, -P default replaces that one
+  elsewhere, -P default replaces this
 $ login URL/api -P work -e admin@immich.test -p - < passw0rd
 ! the session of admin@immich.test for URL/api is stored in profile "work", now the current one
 $ login URL --no-verify -k s3cret -P other
