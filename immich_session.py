@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-FileCopyrightText: 2026 the immich_session authors
 # SPDX-License-Identifier: ISC
 """Keep sessions for Immich photo servers in named profiles on disk, safely.
@@ -9,7 +10,8 @@ script gets the right one in one call, on a laptop and in a container alike::
     session = immich_session.get_session()
     requests.get(session.server_url + "/albums", headers=session.headers())
 
-The same file is a command line: ``python -m immich_session --help``.
+The same file is a command line: ``python3 immich_session.py --help``.  It has three parts, and
+may be cut at each line that begins with "# ---- cut here": what is above is complete.
 
 Sessions live in ``~/.config/immich`` (or ``$IMMICH_CONFIG_DIR``), in
 ``profiles/NAME/session.json``; ``config.json`` beside ``profiles`` names the current profile.
@@ -17,9 +19,9 @@ An OCaml Immich CLI reads and writes the same files.
 
 Promised: a file is replaced as a whole or not at all, also in a crash or on a full disk; files
 are made 0600 and directories 0700; reading writes nothing; no secret is in a repr, an error or
-a warning.  Not promised: the secret is plain text, protected by file modes alone; whoever reads
-files as you reads it.  ``pickle`` and ``dataclasses.asdict`` hold the secret as well.
-Windows: best effort, not tested.
+a warning.  Not promised: the secret is plain text, protected by file modes alone (on Windows by
+the folder's access list); whoever can read files as you can read it.  ``pickle`` and
+``dataclasses.asdict`` hold the secret as well.
 """
 
 from __future__ import annotations
@@ -2302,15 +2304,19 @@ def _seconds(text: str) -> float:
 
 
 _STDIN = "prompted for if omitted; -: from standard input"
+_EXEC = (
+    "and its arguments; it finds the session in IMMICH_INSTANCE_URL (and IMMICH_API_URL), in "
+    "IMMICH_API_KEY or IMMICH_ACCESS_TOKEN, IMMICH_HEADERS, IMMICH_PROFILE"
+)
 _OPTIONS: Dict[str, Dict[str, Any]] = {
     "SERVER": {
         "nargs": "?",
-        "help": "address (default: of the environment, or the session to renew)",
+        "help": "address (default: IMMICH_INSTANCE_URL, else of the session to renew)",
     },
     "NAME": {"help": "the profile to switch to"},
     "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
     # "A..." is argparse.PARSER: a command, and whatever follows it.
-    "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": "and its arguments"},
+    "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": _EXEC},
     "-P --profile": {"help": "default: the current one"},
     "-k --api-key": {"metavar": "KEY", "help": _STDIN},
     "-e --email": {"help": "log in with the password of this user"},
@@ -2358,8 +2364,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] =
     ),
     "exec": (
         _exec,
-        "run a command with the session in its environment: IMMICH_INSTANCE_URL, IMMICH_API_URL, "
-        "IMMICH_API_KEY or IMMICH_ACCESS_TOKEN, IMMICH_HEADERS, IMMICH_PROFILE",
+        "run a command with the session in its environment",
         "-P COMMAND",
         "-- python3 my_script.py",
     ),
