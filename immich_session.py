@@ -1054,6 +1054,7 @@ __all__ += [
     "whoami",
 ]
 
+_TIMEOUT = 10.0  # seconds for each request, unless the caller says otherwise
 _LONGEST = 86_400.0  # seconds; longer limits are cut to this, because socket timeouts overflow
 _WELL_KNOWN = "/.well-known/immich"
 _PING = "/server/ping"
@@ -1452,7 +1453,7 @@ def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
 
 
 def resolve_api_url(
-    server_url: str, *, extra_headers: Mapping[str, str] = {}, timeout: float = 10.0
+    server_url: str, *, extra_headers: Mapping[str, str] = {}, timeout: float = _TIMEOUT
 ) -> str:
     """Return the API base of a server, given its address, or that of a page, as a person types it.
 
@@ -1496,7 +1497,7 @@ def login_password(
     password: str,
     *,
     extra_headers: Mapping[str, str] = {},
-    timeout: float = 10.0,
+    timeout: float = _TIMEOUT,
 ) -> Session:
     """Log in with a password and return the session; nothing is stored.
 
@@ -1536,7 +1537,7 @@ def login_api_key(
     name: Optional[str] = None,
     *,
     extra_headers: Mapping[str, str] = {},
-    timeout: float = 10.0,
+    timeout: float = _TIMEOUT,
 ) -> Session:
     """Have the server check an API key and return the session; nothing is stored.
 
@@ -1554,7 +1555,7 @@ def login_api_key(
     return Session(base, ApiKey(key, name), session.created_at, session.extra_headers)
 
 
-def is_valid(session: Session, *, timeout: float = 10.0) -> bool:
+def is_valid(session: Session, *, timeout: float = _TIMEOUT) -> bool:
     """Ask the server whether it accepts the session.
 
     *timeout*: seconds for each request.  Raise InvalidSessionError for a session that cannot be
@@ -1580,7 +1581,7 @@ class Account:
     permissions: Optional[Tuple[str, ...]]
 
 
-def whoami(session: Session, *, timeout: float = 10.0) -> Account:
+def whoami(session: Session, *, timeout: float = _TIMEOUT) -> Account:
     """Ask the server whose session it is, and what it may do.
 
     An API key needs the permission ``user.read`` to know its account.  *timeout*: seconds for
@@ -1596,7 +1597,7 @@ def whoami(session: Session, *, timeout: float = 10.0) -> Account:
     return Account(client.text(user.get("email")), client.text(user.get("id")), name, permissions)
 
 
-def logout(session: Session, *, timeout: float = 10.0) -> bool:
+def logout(session: Session, *, timeout: float = _TIMEOUT) -> bool:
     """End the session on the server; True if it was ended, False if there was nothing to end.
 
     That is so for an API key, which stays valid (revoke it in Immich), and for a session that
@@ -2331,9 +2332,9 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
     "--timeout": {
         "type": _seconds,
-        "default": 10.0,
+        "default": _TIMEOUT,
         "metavar": "SECONDS",
-        "help": "time limit per request (default: 10)",
+        "help": f"time limit per request (default: {_TIMEOUT:.0f})",
     },
     "--all": {"action": "store_true", "help": "every profile"},
     "--local": {"action": "store_true", "help": "do not ask the server"},
