@@ -32,7 +32,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -1042,7 +1041,8 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 # ---- cut here ---- Above: keeping sessions, complete by itself. Below: asking the server.
 
-from typing import Iterator  # noqa: E402 - what is above has no use for it
+import sys  # noqa: E402 - what is above has no use for these two
+from typing import Iterator  # noqa: E402
 
 __all__ += [
     "Account",
@@ -1130,7 +1130,8 @@ def _opener(sockets: List[Any], late: Any) -> Any:
                     if late.is_set():  # nobody waits for an answer: do not send the secret
                         raise TimeoutError
 
-            return super().do_open(Connection, *args, **options)
+            kind: Any = Connection
+            return super().do_open(kind, *args, **options)
 
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler())
@@ -1389,22 +1390,20 @@ class _Client:
 
         A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
         """
-        start, target = url + path, url + path
-        for _ in range(5):
+        target, hops = url + path, 0
+        while True:
             answer = self.request("GET", target)
             if answer.status in _NOT_READY:
                 raise self.refused(url, path, answer)
             if answer.status not in _REDIRECTS:
                 return target, answer
-            location = answer.fields.get("Location", "")
+            location, hops = answer.fields.get("Location", ""), hops + 1
             followed = self.follow(target, location) if location else None
-            if followed is None:
-                problem = self._redirect_problem(target, path, answer)
+            if followed is None or hops == 5:
                 break
             target = followed
-        else:
-            problem = "too many redirects"
-        self.redirected = self.redirected or self.error(start, problem, answer.status)
+        problem = "too many redirects" if followed else self._redirect_problem(target, path, answer)
+        self.redirected = self.redirected or self.error(url + path, problem, answer.status)
         return target, answer
 
 
@@ -2105,17 +2104,17 @@ def _logout(args: Any, store: SessionStore) -> int:
 def _facts(session: Optional[Session]) -> Dict[str, object]:
     """Return what JSON output says of a session: everything but its secrets."""
     names = "server_url method name email user_id created_at expires_at expired"
-    facts: Dict[str, object] = dict.fromkeys(names.split())
-    if session is not None:
-        expires = session.expires_at()
-        facts["server_url"] = _public_url(session.server_url)
-        facts["method"] = _method(session.auth)
-        for name in ("name", "email", "user_id"):
-            facts[name] = getattr(session.auth, name, None)
-        facts["created_at"] = session.created_at or None
-        facts["expires_at"] = expires and expires.isoformat()
-        facts["expired"] = session.is_expired()
-    return facts
+    if session is None:
+        return {**dict.fromkeys(names.split())}
+    expires = session.expires_at()
+    facts = {
+        "server_url": _public_url(session.server_url),
+        "method": _method(session.auth),
+        "created_at": session.created_at or None,
+        "expires_at": expires and expires.isoformat(),
+        "expired": session.is_expired(),
+    }
+    return {name: facts.get(name, getattr(session.auth, name, None)) for name in names.split()}
 
 
 def _expiry(session: Session) -> str:
@@ -2130,7 +2129,7 @@ def _expiry(session: Session) -> str:
 
 def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optional[SessionError]]:
     """Return what the server says of a session, or why it does not."""
-    report: Dict[str, object] = dict.fromkeys(("valid", "account", "permissions"))
+    report: Dict[str, object] = {"valid": None, "account": None, "permissions": None}
     try:
         report["valid"] = is_valid(session, timeout=timeout)
         if report["valid"]:
@@ -2161,7 +2160,7 @@ def _status(args: Any, store: SessionStore) -> int:
     check: Dict[str, object] = {}
     problem: Optional[SessionError] = None
     if args.check:
-        check = dict.fromkeys(("valid", "account", "permissions"))
+        check = {"valid": None, "account": None, "permissions": None}
         if session is not None:
             check, problem = _check(session, args.timeout)
     if args.json:
@@ -2394,7 +2393,7 @@ def _parser_class() -> Any:
             super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
             self.color = False  # Python 3.14 would write to a terminal what _printable escapes
 
-        def print_help(self, _: Any = None) -> None:
+        def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
             _emit(self.format_help().rstrip())
 
         def error(self, message: str) -> Any:
