@@ -7206,33 +7206,51 @@ def test_people_are_told_what_happened_in_these_words(
 # answers as recorded. (The commands marked "ci" are run by .ci/run.)
 
 README = Path(__file__).with_name("README.md")
+SITE = "https://photos.example.com"
+USER = "GET /api/users/me"
+BLOCK = r"(?ms)(?:^<!-- (\w+): ([\w-]+) -->\n)?^```(\w+)\n(.*?)^```$"
 
 
-def readme_commands(name: str) -> str:
-    """Return the block of commands that is marked with a name."""
-    text = README.read_text(encoding="utf-8")
-    return text.split(f"<!-- test: {name} -->\n```sh\n")[1].split("```")[0]
+def readme_block(name: str) -> str:
+    """Return the block of the README that is marked with a name."""
+    blocks = re.findall(BLOCK, README.read_text(encoding="utf-8"))
+    (text,) = (text for kind, marker, _, text in blocks if (kind, marker) == ("test", name))
+    return str(text)
 
 
 @pytest.fixture
-def readme(tmp_path: Path, server: Server) -> Any:
-    """Run a block of commands of the README, at a terminal, and type what is asked for."""
+def here(tmp_path: Path) -> Path:
+    """A directory with the module and the other things that the README speaks of."""
     here = tmp_path / "empty"
-    (here / ".venv" / "bin").mkdir(parents=True)
+    put(here / "key.txt", KEY + "\n")
+    put(
+        here / "headers.txt",
+        f"# for the proxy\nCF-Access-Client-Id: a.access\nX-Secret: {HEADER}\n",
+    )
+    put(here / "my_script.py", readme_block("urllib"))
+    put(here / "uses_immichpy.py", "import os\nprint(os.environ['IMMICH_API_URL'])\n")
     shutil.copy(MODULE, here)
-    put(here / "curl", "#!/bin/sh\ncat > asked.txt\n").chmod(0o700)
-    (here / "key.txt").write_text(KEY + "\n")
-    (here / "headers.txt").write_text(f"CF-Access-Client-Id: a.access\nX-Secret: {HEADER}\n")
-    script = README.read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
-    (here / "my_script.py").write_text(script)
-    for command, arguments in (("python3", ""), (".venv/bin/immich-session", "-m immich_session")):
-        path = here / command
-        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
-        path.chmod(0o700)
+    (here / "my_package").mkdir()
+    programs = {
+        "python3": f'exec {shlex.quote(sys.executable)} "$@"',
+        "curl": "cat > asked.txt",
+        "immich": 'echo "$IMMICH_INSTANCE_URL $*"; test "$IMMICH_API_KEY"',
+        "immich-go": 'echo "$IMMICH_GO_UPLOAD_SERVER $*"; test "$IMMICH_GO_UPLOAD_API_KEY"',
+        "sleep": "echo sleeping",
+    }
+    for name, commands in programs.items():
+        put(here / name, f"#!/bin/sh\n{commands}\n").chmod(0o700)
+    return here
+
+
+@pytest.fixture
+def readme(here: Path, server: Server) -> Any:
+    """Run a block of commands of the README, at a terminal, and type what is asked for."""
+    server.answers[USER] = Reply(200, json.dumps({"email": EMAIL}))
 
     def run_commands(name: str, typed: Sequence[str] = (), url: str = server.url) -> str:
-        commands = readme_commands(name).replace("https://photos.example.com", url)
-        commands = commands.replace("/run/secrets/immich", "key.txt")
+        commands = readme_block(name).replace(SITE, url)
+        commands = re.sub(r"/run/secrets/immich-(\w+)", r"\1.txt", commands)
         text = at_keyboard(["bash", "-euo", "pipefail", "-c", commands], here, typed)
         assert "Traceback" not in text and KEY not in text and PASSWORD not in text
         return text
@@ -7269,6 +7287,64 @@ def at_keyboard(command: List[str], directory: Path, typed: Sequence[str]) -> st
     return text.decode()
 
 
+@pytest.fixture
+def example(here: Path, server: Server) -> Any:
+    """Run a Python example of the README as a process, and return its outcome."""
+    server.answers[USER] = Reply(200, json.dumps({"email": EMAIL}))
+
+    def run_example(name: str, url: str = server.url, more: str = "") -> Outcome:
+        code = re.sub(r"https://photos[.\w]*", url, readme_block(name)) + more
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=here, capture_output=True, timeout=60
+        )
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run_example
+
+
+def test_each_block_of_the_readme_is_run() -> None:
+    blocks = re.findall(BLOCK, README.read_text(encoding="utf-8"))
+    assert all(marker for _, marker, _, _ in blocks)
+    markers = [marker for _, marker, _, _ in blocks]
+    assert len(set(markers)) == len(markers)
+    tests = Path(__file__).read_text(encoding="utf-8").split("\n# README: ")[1]
+    assert all(f'"{marker}"' in tests for kind, marker, _, _ in blocks if kind == "test")
+    script = README.with_name(".ci") / "run"
+    if script.exists():  # not in a source distribution
+        lines = script.read_text(encoding="utf-8").splitlines()
+        assert all(f"follow {marker}" in lines for kind, marker, _, _ in blocks if kind == "ci")
+
+
+def test_the_links_within_the_readme_lead_somewhere() -> None:
+    text = README.read_text(encoding="utf-8")
+    titles = re.findall(r"(?m)^##+ (.*)$", text)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = set(re.findall(r"\]\(#([^)]*)\)", text))
+    assert links and links <= anchors
+
+
+def test_the_readme_opens_with_a_part_of_the_conversation(here: Path, server: Server) -> None:
+    lines = readme_block("conversation").splitlines()
+    typed = [line[2:] for line in lines if line.startswith("$ ")]
+    commands = "".join(f"echo {shlex.quote(f'$ {line}')}\n{line}\n" for line in typed)
+    bash = ["bash", "-euc", commands.replace(SITE, server.url)]
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d-00:00"
+    names = {SITE: "URL", server.url: "URL", "/home/ada": "HOME", os.environ["HOME"]: "HOME"}
+
+    def plain(text: str) -> List[str]:
+        for name, word in names.items():
+            text = text.replace(name, word)
+        return [line.rstrip() for line in re.sub(moment, "NOW", text).splitlines()]
+
+    shown = plain("\n".join(lines))
+    assert shown == plain(at_keyboard(bash, here, [KEY]))
+    told = CONVERSATION.replace("\\\n  ", "").splitlines()
+    by_hand = {"$ login URL": "$ login URL -k - < k3y", "API key for URL/api:": ""}  # at the prompt
+    for line in shown:
+        said = line.replace("$ python3 immich_session.py", "$").replace("immich_session: ", "! ")
+        assert by_hand.get(said, said) in told
+
+
 def test_the_main_job_of_the_readme_stores_a_key_that_nobody_sees(readme: Any) -> None:
     text = readme("start", [KEY])
     assert (
@@ -7294,53 +7370,200 @@ def test_the_profiles_of_the_readme(readme: Any, store: SessionStore) -> None:
 
 
 def test_the_readme_on_seeing_using_and_ending_a_session(
-    readme: Any, store: SessionStore, server: Server, tmp_path: Path
+    readme: Any, store: SessionStore, server: Server, here: Path
 ) -> None:
     readme("pipe")
     text = readme("use")
     assert "Valid: yes" in text and f"{server.url}/api\r\n" in text
-    assert (tmp_path / "empty" / "asked.txt").read_text() == f"x-api-key: {KEY}"
+    assert (here / "asked.txt").read_text() == f"x-api-key: {KEY}\n"
     assert store.load() is None
 
 
-def test_the_readme_on_coming_from_the_official_cli(readme: Any, base: Path) -> None:
-    base.mkdir(parents=True)
-    (base / "auth.yml").write_text(f"url: {URL}\nkey: {KEY}\n")
-    readme("import")
-    assert immich_session.get_session().auth == ApiKey(KEY)
+def test_the_readme_on_another_directory(readme: Any, store: SessionStore, here: Path) -> None:
+    assert 'profile "default" (./sessions/profiles/' in readme("directory")
+    assert SessionStore(here / "sessions").list_profiles() == ["default"]
+    assert store.list_profiles() == []
 
 
-def test_the_readme_on_a_proxy_in_front_of_the_server(readme: Any, server: Server) -> None:
+def test_the_readme_on_a_proxy_in_front_of_the_server(
+    readme: Any, server: Server, here: Path
+) -> None:
     readme("headers")
     assert immich_session.get_session().headers()["X-Secret"] == HEADER
     assert all(asked.headers["X-Secret"] == HEADER for asked in server.asked)
+    readme("basic")
+    readme("headers")
+    credentials = base64.b64encode(b"user:password").decode()
+    assert immich_session.get_session().headers()["Authorization"] == f"Basic {credentials}"
 
 
-def test_the_readme_on_a_private_ca(readme: Any, secure: Any, certificates: Path) -> None:
-    shutil.copy(certificates / "ca.pem", Path(os.environ["HOME"]).parent / "empty" / "my-ca.pem")
+def test_the_readme_on_a_private_ca(
+    readme: Any, secure: Any, certificates: Path, here: Path
+) -> None:
+    shutil.copy(certificates / "ca.pem", here / "my-ca.pem")
     readme("private-ca", url=secure().url)
     assert immich_session.get_session().server_url.startswith("https://")
 
 
-def test_the_readme_on_a_container(readme: Any, server: Server) -> None:
-    text = readme("container")
-    assert f"Server: {server.url}/api" in text and "Source: environment" in text
+@pytest.mark.parametrize("library", ["urllib", "requests", "httpx"])
+@pytest.mark.parametrize("auth", [ApiKey(KEY), Jwt(TOKEN, "u", EMAIL)], ids=["key", "password"])
+def test_an_example_of_the_readme_hands_the_secret_to_the_server_only(
+    example: Any, store: SessionStore, server: Server, serve: Any, library: str, auth: Any
+) -> None:
+    compile(readme_block(library), library, "exec")
+    pytest.importorskip(library)
+    store.save(Session(f"{server.url}/api", auth, ""))
+    put(Path(os.environ["HOME"], ".netrc"), "machine 127.0.0.1 login somebody password else\n")
+    done, headers = example(library), get_session().headers()
+    assert EMAIL in done.out and done.status == 0
+    elsewhere = serve({})
+    server.answers[USER] = Reply(302, "", f"{elsewhere.url}/login")
+    assert example(library).status == 1
+    secret = next(iter(headers))
+    for asked in server.asked:
+        assert asked.headers[secret] == headers[secret]
+    assert len(server.asked) == 2 and all(
+        asked.headers[secret] is None for asked in elsewhere.asked
+    )
 
 
-def test_the_first_script_of_the_readme_asks_the_server(
-    tmp_path: Path, store: SessionStore, server: Server
+def test_the_first_example_of_the_readme_says_what_to_do(example: Any) -> None:
+    status, out, err = example("urllib")
+    assert (status, out) == (1, "") and "is not logged in" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "permissions, problem",
+    [(["asset.read", "album.read"], "the API key lacks asset.upload\n"), (["all"], "")]
+    + [(["album.read", "asset.upload"], ""), (None, "")]
+    + [([], "the API key lacks album.read, asset.upload\n")],
+)
+def test_the_readme_on_missing_permissions(
+    example: Any, store: SessionStore, server: Server, permissions: Any, problem: str
 ) -> None:
     store.save(Session(f"{server.url}/api", ApiKey(KEY), ""))
-    server.answers["GET /api/users/me"] = Reply(200, '{"name":"Ada"}')
-    script = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    environ = {**os.environ, "PYTHONPATH": str(MODULE.parent)}
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environ)
-    assert done.stdout == b'{"name":"Ada"}\n'
+    server.answers[ME] = Reply(200, json.dumps({"name": "x", "permissions": permissions}))
+    assert example("permissions") == (1 if problem else 0, "", problem)
+
+
+def test_the_readme_on_several_accounts_in_one_run(
+    example: Any, store: SessionStore, server: Server
+) -> None:
+    for profile in ("work", "family"):
+        store.save(Session(f"{server.url}/api", ApiKey(KEY), ""), profile)
+    assert example("accounts").out == f"family {EMAIL}\nwork {EMAIL}\n"
+
+
+@pytest.mark.parametrize("is_at_home", [True, False])
+def test_the_readme_on_a_lan_address(
+    example: Any, store: SessionStore, server: Server, serve: Any, is_at_home: bool
+) -> None:
+    outside = f"{serve().url}/api"
+    store.save(Session(outside, ApiKey(KEY), "", {"X-Secret": HEADER}))
+    more = "print(session.server_url, *session.extra_headers, session.secret)"
+    done = example("lan", server.url if is_at_home else f"http://{NOWHERE}", more)
+    shown = f"{server.url}/api {KEY}\n" if is_at_home else f"{outside} X-Secret {KEY}\n"
+    assert done.out == shown and bool(server.asked) == is_at_home
+    assert all(HEADER not in str(asked.headers) for asked in server.asked)
+
+
+def test_the_readme_on_a_type_checker_and_an_installed_copy(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv").glob("lib/*/site-packages")
+    shutil.copy(MODULE, packages)
+    use = put(
+        tmp_path / "use.py", "import immich_session\nimmich_session.get_session().secret + 1\n"
+    )
+    put(tmp_path / "pyproject.toml", "[tool.mypy]\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, str(use)]
+    command += ["--python-executable", str(tmp_path / "venv" / "bin" / "python")]
+    told = []
+    for setting in ("", readme_block("mypy-installed")):
+        put(tmp_path / "pyproject.toml", "[tool.mypy]\n" + setting)
+        told.append(subprocess.run(command, cwd=tmp_path, capture_output=True).stdout.decode())
+    assert "py.typed" in told[0] and "[operator]" not in told[0]
+    assert "py.typed" not in told[1] and "[operator]" in told[1]
+
+
+def test_the_readme_on_a_container(readme: Any, server: Server) -> None:
+    assert EMAIL in readme("container")
     assert server.asked[-1].headers["x-api-key"] == KEY
+    assert server.asked[-1].headers["X-Secret"] == HEADER
 
 
-def test_the_session_file_of_the_readme_is_what_is_written(tmp_path: Path) -> None:
-    text = README.read_text(encoding="utf-8").split("```json\n")[1].split("\n```")[0]
+def test_the_readme_on_waiting_for_the_server(readme: Any, server: Server) -> None:
+    readme("pipe")
+    outcomes = [Reply(503), recorded(VALIDATE), Reply(503), recorded("bad key")]
+    server.answers[VALIDATE] = lambda: outcomes.pop(0)
+    text = readme("wait")
+    assert text.count("sleeping") == 1 and text.index("not ready") < text.index("Valid: yes")
+    with pytest.raises(AssertionError, match="Valid: no"):
+        readme("wait")
+    assert not outcomes
+
+
+def test_the_readme_on_systemd_and_kubernetes(here: Path) -> None:
+    unit, pod = readme_block("systemd"), readme_block("kubernetes")
+    credentials = dict(re.findall(r"LoadCredential=(.*):(.*)", unit))
+    assert credentials == {"immich-key": "/etc/immich/key.txt"}
+    variables = dict(re.findall(r"Environment=(\w+)=(.*)", unit))
+    path = variables["IMMICH_API_KEY_FILE"].replace("%d/immich-key", str(here / "key.txt"))
+    session = Session(URL, ApiKey(KEY), "")
+    assert session_from_env({**variables, "IMMICH_API_KEY_FILE": path}) == session
+    variables = dict(re.findall(r'name: (IMMICH\w+), value: "?([^"}]*)', pod))
+    assert "mountPath: /run/secrets/immich," in pod
+    for name in ("key", "headers"):
+        variables[f"IMMICH_{'API_' * (name == 'key')}{name.upper()}_FILE"] = str(
+            here / f"{name}.txt"
+        )
+    headers = {"CF-Access-Client-Id": "a.access", "X-Secret": HEADER}
+    assert session_from_env(variables) == dataclasses.replace(session, extra_headers=headers)
+
+
+def test_the_readme_on_other_tools(readme: Any, base: Path) -> None:
+    put(base / "auth.yml", f"url: {URL}\nkey: {KEY}\n")
+    text = readme("tools")
+    assert immich_session.get_session().auth == ApiKey(KEY)
+    assert f"{URL} upload --recursive photos\r\n{URL}\r\n" in text
+    assert f"{SITE} upload from-folder photos\r\n" in text
+
+
+def test_the_readme_on_cutting_and_comparing_the_file(readme: Any, here: Path) -> None:
+    readme("cut")
+    code = "import sys, immich_{0} as m; print(*(hasattr(m, n) for n in sys.argv[1:]))"
+    names = ["get_session", "whoami", "main"]
+    for name, has in (("session", "True False False\n"), ("client", "True True False\n")):
+        command = [sys.executable, "-W", "error", "-c", code.format(name), *names]
+        done = subprocess.run(command, cwd=here / "my_package", capture_output=True)
+        assert done.stdout.decode() == has
+    version = f'__version__ = "{immich_session.__version__}"'
+    assert readme("compare").splitlines() == [version]
+    copied = here / "my_package" / "immich_session.py"
+    copied.write_text(copied.read_text(encoding="utf-8") + "pass\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="differ"):
+        readme("compare")
+
+
+def test_the_readme_on_linters_and_a_copy(tmp_path: Path) -> None:
+    for tool in ("mypy", "ruff"):
+        pytest.importorskip(tool)
+    put(tmp_path / "my_package" / "__init__.py")
+    put(tmp_path / "my_package" / "immich_session.py", "import os\nx: int = ''\n")
+    put(tmp_path / "use.py", "from my_package import immich_session\n\nprint(immich_session)\n")
+    statuses = []
+    for settings_ in ("", readme_block("linters")):
+        put(tmp_path / "pyproject.toml", settings_)
+        for command in (["mypy", "--cache-dir", os.devnull, "."], ["ruff", "check", "--no-cache"]):
+            done = subprocess.run(
+                [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True
+            )
+            statuses.append(done.returncode)
+    assert statuses == [1, 1, 0, 0]
+
+
+def test_the_session_file_of_the_readme_is_what_is_written() -> None:
+    text = readme_block("file").rstrip("\n")
     assert Session.from_json(text).to_json() == text
 
 
@@ -7348,6 +7571,15 @@ def test_the_readme_names_every_variable_that_the_module_looks_at() -> None:
     variables = set(re.findall(r'"(IMMICH_\w+)"', MODULE.read_text(encoding="utf-8")))
     text = README.read_text(encoding="utf-8")
     assert variables and all(f"`{variable}`" in text for variable in variables)
+
+
+def test_the_readme_names_every_option_and_this_version(cli: Any) -> None:
+    text = README.read_text(encoding="utf-8")
+    commands = re.findall(r"(?m)^    (\w+)  ", cli("--help").out)
+    helps = "".join(cli(command, "--help").out for command in commands)
+    options = set(re.findall(r"(?m)^  (-[\w-]+)", helps)) - {"-h"}
+    assert len(options) > 9 and all(option in text for option in options)
+    assert f"### {immich_session.__version__}\n" in text
 
 
 # Proof: a fault at every step. strace makes each system call of an operation fail in turn, or
