@@ -8,7 +8,8 @@ script gets the right one in one call, on a laptop and in a container alike::
 
     import immich_session
     session = immich_session.get_session()
-    requests.get(session.server_url + "/albums", headers=session.headers())
+    url, headers = session.server_url + "/albums", session.headers()
+    requests.get(url, headers=headers, allow_redirects=False)
 
 The same file is a command line: ``python3 immich_session.py --help``.  It has three parts, and
 may be cut at each line that begins with "# ---- cut here": what is above is complete.
