@@ -749,6 +749,23 @@ def _home() -> str:
     raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
 
+def _check_spelling(directory: str) -> None:
+    """Refuse a profile that is there in another spelling, on a file system that folds case."""
+    profiles, name = os.path.split(directory)
+    other = "".join(c.swapcase() if c.swapcase().swapcase() == c else c for c in name)
+    if other == name or not os.path.exists(os.path.join(profiles, other)):
+        return
+    import unicodedata
+
+    with contextlib.suppress(OSError):
+        wanted = unicodedata.normalize("NFC", name)
+        names = [unicodedata.normalize("NFC", each) for each in os.listdir(profiles)]
+        if wanted not in names and os.path.exists(directory):
+            same = [repr(each) for each in names if each.casefold() == wanted.casefold()]
+            other = ", ".join(same) or "a longer name"  # NAME~1 is one that Windows makes up
+            raise InvalidProfileError(f"profile: {name!r} is there in another spelling: {other}")
+
+
 class SessionStore:
     """The sessions of one configuration directory, by profile.
 
@@ -783,6 +800,7 @@ class SessionStore:
         """Return the directory of a profile; make it if needed."""
         directory = self._profile_path(profile)
         _make_directory(directory, self._path())
+        _check_spelling(directory)
         return Path(directory)
 
     def get_current_profile(self) -> str:
@@ -801,6 +819,7 @@ class SessionStore:
     def set_current_profile(self, profile: str) -> None:
         """Write the current profile into config.json; a broken one is replaced."""
         current = {"current_profile": _checked_profile(profile)}
+        _check_spelling(self._profile_path(profile))
         base, path = self._path(), self._path("config.json")
         text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
@@ -839,6 +858,7 @@ class SessionStore:
         path = os.path.join(directory, "session.json")
         _check_size(len(data), path)
         _make_directory(directory, base)
+        _check_spelling(directory)
         _write_file(path, data, base, private=True)
 
     def load(self, profile: Optional[str] = None) -> Optional[Session]:

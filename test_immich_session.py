@@ -39,6 +39,7 @@ import termios
 import threading
 import time
 import traceback
+import unicodedata
 import urllib.parse
 import venv
 import warnings
@@ -1762,6 +1763,64 @@ def test_a_name_that_is_no_visible_path_component_is_refused_everywhere(
             use()
         assert str(caught.value).isprintable()
     assert names(tmp_path) == []
+
+
+# SessionStore: two spellings of one name
+
+
+def test_a_profile_in_another_spelling_is_refused_where_case_is_folded(folding: Path) -> None:
+    store = SessionStore(folding)
+    store.save(SESSION, "Work")
+    store.set_current_profile("Work")
+    for name in ("work", "wORK", "WORK"):
+        for use in (partial(store.save, OTHER), store.config_dir, store.set_current_profile):
+            with pytest.raises(InvalidProfileError, match=f"'{name}' .* 'Work'"):
+                use(name)
+    assert (store.get_current_profile(), store.list_profiles()) == ("Work", ["Work"])
+    assert store.load() == SESSION
+    store.save(OTHER, "Work")
+    assert store.load() == OTHER and store.config_dir().name == "Work"
+    store.set_current_profile("later")
+    store.save(SESSION, "0815")
+    assert store.list_profiles() == ["0815", "Work"]
+
+
+def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(
+    store: SessionStore, base: Path
+) -> None:
+    if (MODULE.parent / MODULE.name.swapcase()).exists():
+        pytest.skip("this file system folds case")
+    for name in ("work", "WORK", "Work"):
+        store.save(SESSION, name)
+        store.set_current_profile(name)
+    store.set_current_profile("wORK")
+    assert store.get_current_profile() == "wORK"
+    assert names(base / "profiles") == ["WORK", "Work", "work"]
+
+
+@utf8_names
+@posix_only
+@pytest.mark.parametrize(
+    "there, found, name", [("café", "CAFÉ", "café"), ("STRAßE", "straße", ""), ("ﬁX", "ﬁx", "")]
+)
+def test_spellings_are_compared_letter_by_letter_and_not_in_one_form(
+    there: str, found: str, name: str, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS lists é as two characters, and finds É as well: here a link that is not listed does."""
+    listdir = os.listdir
+    profiles = store.config_dir(there).parent
+    (profiles / found).symlink_to(there)
+
+    def listed(path: Any) -> List[str]:
+        return [unicodedata.normalize("NFD", each) for each in listdir(path) if each != found]
+
+    monkeypatch.setattr(os, "listdir", listed)
+    if name:
+        store.save(SESSION, name)
+        assert store.load(name) == SESSION
+    else:
+        with pytest.raises(InvalidProfileError, match=there):
+            store.save(SESSION, found)
 
 
 # SessionStore: directories 0700, files 0600
