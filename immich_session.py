@@ -817,14 +817,15 @@ class SessionStore:
         return _checked_profile(_string(members, "current_profile", where), path)
 
     def set_current_profile(self, profile: str) -> None:
-        """Write the current profile into config.json; a broken one is replaced."""
+        """Write the current profile into config.json, unless it is there; replace a broken one."""
         current = {"current_profile": _checked_profile(profile)}
         _check_spelling(self._profile_path(profile))
         base, path = self._path(), self._path("config.json")
         text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
             data = _read_file(path) or b""
-            _members(_decode(data))
+            if _members(_decode(data)).get("current_profile") == profile:
+                return
             text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
         data = text.encode("utf-8")
         _check_size(len(data), path)

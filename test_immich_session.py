@@ -1553,7 +1553,7 @@ def mounted(place: Path, *command: str) -> Iterator[Path]:
     if tool is None:
         pytest.skip(f"{command[0]} is missing")
     quiet: Dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if subprocess.call([tool, *command[1:], str(place)], **quiet) != 0:
+    if os.geteuid() != 0 or subprocess.call([tool, *command[1:], str(place)], **quiet) != 0:
         pytest.skip("not permitted to mount a file system")
     try:
         yield place
@@ -3404,6 +3404,36 @@ def test_a_name_in_config_json_that_is_no_profile_name_is_an_error_of_its_own(
         store.load()
     store.set_current_profile("work")
     assert json.loads(path.read_text()) == {"current_profile": "work", "theme": "dark"}
+
+
+def test_what_config_json_says_already_is_not_written_again(store: SessionStore) -> None:
+    path = store.base_config_dir() / "config.json"
+    path.write_text('{"theme": "dark",\n"current_profile": "old", "current_profile": "work"}')
+    before = snapshot(path.parent)
+    store.set_current_profile("work")
+    assert snapshot(path.parent) == before
+    store.set_current_profile("old")
+    assert snapshot(path.parent) != before and store.get_current_profile() == "old"
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[]", '{"theme": "dark"}'])
+def test_a_profile_that_nothing_names_yet_is_written_even_if_it_is_the_default(
+    text: Optional[str], store: SessionStore
+) -> None:
+    path = store.base_config_dir() / "config.json"
+    if text is not None:
+        path.write_text(text)
+    store.set_current_profile("default")
+    assert json.loads(path.read_text())["current_profile"] == "default"
+
+
+def test_a_switch_to_the_current_profile_works_on_a_read_only_mount(disk: Path) -> None:
+    store = SessionStore(disk)
+    store.set_current_profile("work")
+    subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
+    store.set_current_profile("work")
+    with pytest.raises(SessionError, match=os.strerror(errno.EROFS)):
+        store.set_current_profile("other")
 
 
 def test_unknown_members_of_config_json_are_kept_as_they_are(store: SessionStore) -> None:
