@@ -766,6 +766,19 @@ def _check_spelling(directory: str) -> None:
             raise InvalidProfileError(f"profile: {name!r} is there in another spelling: {other}")
 
 
+def _base_from_env() -> str:
+    base = os.environ.get("IMMICH_CONFIG_DIR")
+    if not base:
+        return os.path.join(_home(), ".config", "immich")
+    if os.path.isabs(base) and base == base.strip():
+        return base
+    meant = base
+    with contextlib.suppress(OSError):  # the working directory may be deleted
+        meant = os.path.abspath(base)
+    rule = "expected an absolute path without white space at its ends"
+    raise SessionError(f'IMMICH_CONFIG_DIR: {rule}; until 1.0 it meant "{_printable(meant)}"')
+
+
 class SessionStore:
     """The sessions of one configuration directory, by profile.
 
@@ -782,8 +795,7 @@ class SessionStore:
         return f"SessionStore({self._base_dir!r})"
 
     def _path(self, *parts: str) -> str:
-        base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
-        base = base or os.path.join(_home(), ".config", "immich")
+        base = self._base_dir or _base_from_env()
         return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) or os.sep)
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:

@@ -1618,6 +1618,36 @@ def test_the_variable_wins_over_the_home_directory(
     assert SessionStore().base_config_dir() == tmp_path / "configuration"
 
 
+@posix_only
+@pytest.mark.parametrize(
+    "value", ["~/.config/immich", "conf", '"/srv/immich"', " /srv/immich", "{}\r", "{} ", "$HOME/x"]
+)
+def test_a_variable_that_no_shell_has_expanded_is_an_error_that_names_what_it_meant(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = value.format(tmp_path / "conf")
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", value)
+    meant = os.path.abspath(value).replace("\r", "\\r")
+    for use in (SessionStore().load, SessionStore().clear, lambda: SessionStore().save(SESSION)):
+        with pytest.raises(SessionError, match="IMMICH_CONFIG_DIR: .*" + re.escape(f'"{meant}"')):
+            use()
+    assert names(tmp_path) == []
+
+
+@posix_only
+def test_a_variable_is_an_error_also_where_the_working_directory_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", "conf")
+    with pytest.raises(SessionError, match=r"IMMICH_CONFIG_DIR: .*conf"):
+        SessionStore().load()
+    monkeypatch.chdir(tmp_path)
+
+
 def test_an_empty_variable_for_the_directory_counts_as_unset(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
