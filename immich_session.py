@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import re
@@ -589,10 +590,18 @@ class Session:
 
 # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("NONBLOCK", "NOCTTY", "BINARY"))
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_DIRECTORY_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("DIRECTORY", "NOFOLLOW"))
+
+_ELSEWHERE = "modes are not kept there: keep sessions on another file system"
+_REASONS = {
+    errno.EBUSY: "it is in use; if it is a mount point of its own, mount its directory instead",
+    errno.EEXIST: "it is no directory, or a link to one that is not mounted or may not be seen",
+}
 
 
 def _os_problem(path: str, what: str, error: OSError) -> str:
-    return f"{_printable(path)}: {what}: {error.strerror}"
+    return f"{_printable(path)}: {what}: {_REASONS.get(error.errno or 0, error.strerror)}"
 
 
 def _checked_path(path: str) -> str:
@@ -611,14 +620,25 @@ def _check_size(size: int, path: str) -> None:
         raise InvalidSessionError(f"{_printable(path)}: it is larger than {_FILE_LIMIT} bytes")
 
 
-def _warn_if_exposed(status: os.stat_result, path: str) -> None:
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        problem = f"others may read or write it (its mode is {mode:04o}): chmod 600"
+def _user() -> int:
+    """Return whose process this is: 0 is root, -1 where a system has no users."""
+    return os.geteuid() if hasattr(os, "geteuid") else -1
+
+
+def _warn_if_exposed(status: os.stat_result, path: str, remedy: str = "chmod 600") -> None:
+    """Warn if others have access to a file with a secret, unless only they could change that."""
+    mode, user = stat.S_IMODE(status.st_mode), _user()
+    if mode & (0o077 if status.st_uid == user else 0o022):
+        remedy = _ELSEWHERE if mode & 0o111 else remedy
+        problem = f"others may read or write it (its mode is {mode:04o}): {remedy}"
         warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
-    if status.st_uid not in (os.geteuid(), 0):
-        problem = f"it belongs to another user (uid {status.st_uid})"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
+    if status.st_uid in (user, 0):
+        return
+    with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
+        if user == 0 and os.stat(os.path.dirname(path) or os.curdir).st_uid == status.st_uid:
+            return
+    problem = f"it belongs to another user (uid {status.st_uid})"
+    warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
 
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
@@ -657,7 +677,51 @@ def _sync_directory(path: str) -> None:
             os.close(descriptor)
 
 
-def _make_directory(path: str) -> None:
+def _heir(directory: str, base: str) -> Optional[os.stat_result]:
+    """Return the owner of *directory*, for what root makes there; None if that stays root's.
+
+    It does where others may write, there or above *base*: a directory that anybody could have
+    placed is given no secret.
+    """
+    owner = os.stat(directory or os.curdir) if _user() == 0 else None
+    if owner is None or owner.st_uid == 0:
+        return None
+    for place in (directory, os.path.dirname(base), os.path.join(base, os.pardir)):
+        with contextlib.suppress(FileNotFoundError):  # it is still to be made
+            status = os.stat(place or os.curdir)
+            if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
+                return None
+    return owner
+
+
+def _settle(descriptor: int, mode: int, directory: str, base: str) -> os.stat_result:
+    """Give what was just made its mode, and what root made its owner; return its status."""
+    # By its descriptor: by now, its path may be somebody's link.
+    status, heir = os.fstat(descriptor), _heir(directory, base)
+    if heir is None and stat.S_IMODE(status.st_mode) == mode:
+        return status
+    with contextlib.suppress(OSError, AttributeError):  # not every system can
+        os.fchmod(descriptor, mode)  # the umask may have taken our own rights away
+        if heir is not None:
+            os.fchown(descriptor, heir.st_uid, heir.st_gid)
+    return os.fstat(descriptor)
+
+
+def _settle_directory(path: str, base: str) -> None:
+    with contextlib.suppress(OSError):
+        try:
+            descriptor = os.open(path, _DIRECTORY_FLAGS)
+        except PermissionError:  # the umask took our right to open it, which root keeps
+            os.chmod(path, 0o700)
+            return
+        try:
+            if os.fstat(descriptor).st_uid == _user() and not os.listdir(descriptor):
+                _settle(descriptor, 0o700, os.path.dirname(path), base)
+        finally:
+            os.close(descriptor)
+
+
+def _make_directory(path: str, base: str) -> None:
     """Make a directory and what is missing above it, each 0700 whatever the umask."""
     if os.path.isdir(path):
         return
@@ -669,99 +733,105 @@ def _make_directory(path: str) -> None:
                 continue
             problem = _os_problem(directory, "the directory cannot be made", error)
             raise SessionError(problem) from error
-        with contextlib.suppress(OSError):  # the umask may have taken our own rights away
-            os.chmod(directory, 0o700)
+        _settle_directory(directory, base)
         _sync_directory(os.path.dirname(directory))
 
 
-def _exists(path: str, follow_symlinks: bool = True) -> bool:
-    """Tell whether something is there, if only perhaps: a directory may forbid to look."""
+def _found(look: Callable[[str], object], path: str) -> bool:
+    """Tell whether *look* finds something, if only perhaps: a directory may forbid to look."""
     try:
-        os.stat(path, follow_symlinks=follow_symlinks)
+        return bool(look(path))
     except OSError as error:
         return not isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return True
 
 
 def _link_target(path: str) -> str:
-    """Return the file that writing to *path* replaces: where a link leads, else *path* itself."""
-    if os.path.islink(path):
-        target = os.path.realpath(path)
-        if os.path.isfile(target) or not os.path.lexists(target):
-            return target
+    """Return the file to replace or remove for *path*: where links of the user or root lead.
+
+    A link of anybody else's is itself that file, and so is a link to what is no regular file.
+    """
+    target = path
+    for _ in range(40):  # Linux follows as many
+        try:
+            status = os.lstat(target)
+            if not stat.S_ISLNK(status.st_mode):
+                return target if stat.S_ISREG(status.st_mode) else path
+            if status.st_uid not in (0, _user()):
+                return target
+            target = os.path.join(os.path.dirname(target), os.readlink(target))
+        except OSError as error:  # where we may not look, there may be a file
+            nowhere = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+            return path if error.errno in nowhere else target
     return path
 
 
-# What tempfile.mkstemp makes of a file's name.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
-def _sweep(path: str, age: float) -> None:
-    """Remove temporaries of *path* that killed processes left, if they are *age* seconds old."""
+def _sweep(path: str, now: float) -> None:
+    """Remove temporaries of *path* that killed processes left, if they are old enough *now*."""
     directory, name = os.path.split(path)
     with contextlib.suppress(OSError):
         for match in filter(None, map(_TEMPORARY.fullmatch, os.listdir(directory))):
             temporary = os.path.join(directory, match[0])
             with contextlib.suppress(OSError):
-                if match[1] == name and time.time() - os.lstat(temporary).st_mtime >= age:
+                if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
                     os.unlink(temporary)
 
 
-def _write_through(descriptor: int, data: bytes) -> None:
-    """Write data, wait until it is on the disk, and close."""
-    try:
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(path: str, data: bytes) -> None:
-    import tempfile
-
+def _replace(path: str, data: bytes, base: str) -> os.stat_result:
+    """Put a new file in the place of *path*, and return its status."""
     directory, name = os.path.split(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
+    temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    descriptor = os.open(temporary, _CREATE_FLAGS, 0o600)
     try:
-        with contextlib.suppress(OSError):  # the umask may have taken our own rights away
-            os.chmod(temporary, 0o600)
-        _write_through(descriptor, data)
+        try:
+            status = _settle(descriptor, 0o600, directory, base)
+            _sweep(path, status.st_mtime)  # by the file system's clock, and before more is needed
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     _sync_directory(directory)
+    return status
 
 
-def _write_file(path: str, data: bytes) -> None:
-    """Replace a file as a whole or not at all, durably, with mode 0600; make its directory."""
-    _check_size(len(data), path)
-    _make_directory(os.path.dirname(path))
+def _write_file(path: str, data: bytes, base: str, private: bool = False) -> None:
+    """Replace a file as a whole or not at all, durably; warn if a *private* one is not so."""
     target = _link_target(path)
-    _sweep(target, _STALE)
     try:
         try:
-            _replace(target, data)
-        except FileNotFoundError:  # clear() in another process swept our temporary away
-            _replace(target, data)
+            status = _replace(target, data, base)
+        except (FileNotFoundError, FileExistsError):  # clear() swept it, or its name was taken
+            status = _replace(target, data, base)
     except OSError as error:
         raise SessionError(_os_problem(target, "it cannot be written", error)) from error
+    if private and os.name == "posix":
+        _warn_if_exposed(status, target, _ELSEWHERE)
+        if _user() == 0 and status.st_uid != 0:
+            told = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
+            warnings.warn(f"{_printable(target)}: {told}", stacklevel=3)
 
 
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
-    for victim in (_link_target(path), path):
-        _sweep(victim, float("-inf"))
+    for victim in dict.fromkeys((_link_target(path), path)):
+        _sweep(victim, float("inf"))
         try:
-            os.unlink(victim)
-            _sync_directory(os.path.dirname(victim))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(victim)
         except OSError as error:
             # A disk that is mounted read-only says so before it looks whether there is anything.
-            if _exists(victim, follow_symlinks=False):
+            if _found(os.lstat, victim):
                 raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
+        finally:
+            _sync_directory(os.path.dirname(victim))
 
 
 # The store
@@ -790,6 +860,36 @@ def _decode_config(data: bytes) -> str:
     return _string(members["current_profile"], "current_profile")
 
 
+def _check_spelling(directory: str) -> None:
+    """Refuse a profile that is there in another spelling, on a file system that folds case."""
+    profiles, name = os.path.split(directory)
+    other = "".join(c.swapcase() if c.swapcase().swapcase() == c else c for c in name)
+    if other == name or not os.path.exists(os.path.join(profiles, other)):
+        return
+    import unicodedata
+
+    with contextlib.suppress(OSError):
+        wanted = unicodedata.normalize("NFC", name)
+        names = [unicodedata.normalize("NFC", each) for each in os.listdir(profiles)]
+        if wanted not in names and os.path.exists(directory):
+            same = [repr(each) for each in names if each.casefold() == wanted.casefold()]
+            other = ", ".join(same) or "a longer name"  # NAME~1 is one that Windows makes up
+            raise InvalidProfileError(f"profile: {name!r} is there in another spelling: {other}")
+
+
+def _base_from_env() -> str:
+    base = os.environ.get("IMMICH_CONFIG_DIR")
+    if not base:
+        return os.path.join(_home(), ".config", "immich")
+    if os.path.isabs(base) and base == base.strip():
+        return base
+    meant = base
+    with contextlib.suppress(OSError):  # the working directory may be deleted
+        meant = os.path.abspath(base)
+    rule = "expected an absolute path without white space at its ends"
+    raise SessionError(f'IMMICH_CONFIG_DIR: {rule}; until 1.0 it meant "{_printable(meant)}"')
+
+
 class SessionStore:
     """The sessions of one configuration directory, by profile.
 
@@ -806,8 +906,7 @@ class SessionStore:
         return f"SessionStore({self._base_dir!r})"
 
     def _path(self, *parts: str) -> str:
-        base = self._base_dir or os.environ.get("IMMICH_CONFIG_DIR")
-        base = base or os.path.join(_home(), ".config", "immich")
+        base = self._base_dir or _base_from_env()
         return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) or os.sep)
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
@@ -817,13 +916,14 @@ class SessionStore:
     def base_config_dir(self) -> Path:
         """Return the configuration directory; make it if needed."""
         base = self._path()
-        _make_directory(base)
+        _make_directory(base, base)
         return Path(base)
 
     def config_dir(self, profile: Optional[str] = None) -> Path:
         """Return the directory of a profile; make it if needed."""
         directory = self._profile_path(profile)
-        _make_directory(directory)
+        _make_directory(directory, self._path())
+        _check_spelling(directory)
         return Path(directory)
 
     def get_current_profile(self) -> str:
@@ -837,15 +937,20 @@ class SessionStore:
         return _checked_profile(name, path)
 
     def set_current_profile(self, profile: str) -> None:
-        """Write the current profile into config.json; a broken one is replaced."""
+        """Write the current profile into config.json, unless it is there; replace a broken one."""
         current = {"current_profile": _checked_profile(profile)}
-        path = self._path("config.json")
+        _check_spelling(self._profile_path(profile))
+        base, path = self._path(), self._path("config.json")
         text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
             data = _read_file(path) or b""
-            _object(_decode(data))
+            if _object(_decode(data)).get("current_profile") == profile:
+                return
             text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
-        _write_file(path, text.encode("utf-8"))
+        data = text.encode("utf-8")
+        _check_size(len(data), path)
+        _make_directory(base, base)
+        _write_file(path, data, base)
 
     def _entries(self) -> List[str]:
         """Return, sorted, what stands in profiles/, be it a profile or not."""
@@ -861,15 +966,21 @@ class SessionStore:
         """Return the profiles that have a session.json, sorted; open none of them."""
         profiles = self._path("profiles")
         names = filter(_is_profile_name, self._entries())
-        return [name for name in names if _exists(f"{profiles}/{name}/session.json")]
+        return [name for name in names if _found(os.stat, f"{profiles}/{name}/session.json")]
 
     def save(self, session: Session, profile: Optional[str] = None) -> None:
         """Store a session, as a whole or not at all.
 
-        Raise InvalidSessionError for a session that ``load`` would refuse.
+        Raise InvalidSessionError for a session that ``load`` would refuse.  Warn (UserWarning)
+        where the file system keeps no modes, and as root of a file that became its user's.
         """
         data = session.to_json().encode("utf-8")
-        _write_file(self._profile_path(profile, "session.json"), data)
+        directory, base = self._profile_path(profile), self._path()
+        path = os.path.join(directory, "session.json")
+        _check_size(len(data), path)
+        _make_directory(directory, base)
+        _check_spelling(directory)
+        _write_file(path, data, base, private=True)
 
     def load(self, profile: Optional[str] = None) -> Optional[Session]:
         """Return the session of a profile, None if there is none.
@@ -899,11 +1010,11 @@ def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     return urls[0] if urls else None
 
 
-def _text_file(path: str, member: Optional[str] = None) -> str:
+def _text_file(path: str, member: Optional[str] = None, private: bool = False) -> str:
     """Return the text of a file that must be there; *member* is what names it."""
     problem = "there is no such file"
     try:
-        data = _read_file(_checked_path(path))
+        data = _read_file(_checked_path(path), private)
         if data is not None:
             return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -2086,7 +2197,7 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all:
         directory = store._path("profiles")
-        profiles = [n for n in store._entries() if os.path.isdir(os.path.join(directory, n))]
+        profiles = [n for n in store._entries() if _found(os.listdir, os.path.join(directory, n))]
     else:
         profiles = [_target_profile(args, store)]
     if not profiles:
@@ -2285,7 +2396,7 @@ def _exec(args: Any, store: SessionStore) -> int:
 def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
-    session = _parse_file(path, _parse_auth_yml, _text_file(path))
+    session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
     old = _store_session(args, store, session, profile)
     if old is not None and isinstance(old.auth, Jwt):
         _say("the replaced session may still be valid on the server")

@@ -39,6 +39,7 @@ import termios
 import threading
 import time
 import traceback
+import unicodedata
 import urllib.parse
 import venv
 import warnings
@@ -1520,12 +1521,15 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(old)
 
 
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+
+
 @contextlib.contextmanager
-def ordinary_user() -> Iterator[None]:
+def ordinary_user(ordinary: int = 65534) -> Iterator[None]:
     """Be somebody whom the system refuses things: root is refused nothing."""
     uid = os.geteuid()
     if uid == 0:
-        os.seteuid(65534)
+        os.seteuid(ordinary)
     try:
         yield
     finally:
@@ -1546,17 +1550,52 @@ def land() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+@contextlib.contextmanager
+def mounted(place: Path, *command: str) -> Iterator[Path]:
+    """Mount a file system with a command, to which the place is added."""
+    tool = shutil.which(command[0]) if sys.platform == "linux" else None
+    if tool is None:
+        pytest.skip(f"{command[0]} is missing")
+    quiet: Dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if os.geteuid() != 0 or subprocess.call([tool, *command[1:], str(place)], **quiet) != 0:
+        pytest.skip("not permitted to mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.check_call(["umount", str(place)])
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount") if sys.platform == "linux" else None
-    command = [mount or "false", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(disk)]
-    if subprocess.call(command, stderr=subprocess.DEVNULL) != 0:
-        pytest.skip("not permitted to mount a file system")
-    yield disk
-    subprocess.check_call(["umount", str(disk)])
+    (tmp_path / "disk").mkdir()
+    options = "size=64k,mode=0700"
+    with mounted(tmp_path / "disk", "mount", "-t", "tmpfs", "-o", options, "tmpfs") as disk:
+        yield disk
+
+
+@pytest.fixture
+def folding(tmp_path: Path) -> Iterator[Path]:
+    """A file system that folds case, and knows no owners and modes: FAT."""
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 1 << 20)
+    made = shutil.which("mkfs.vfat", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if subprocess.call([made or "false", str(image)], stdout=subprocess.DEVNULL) != 0:
+        pytest.skip("mkfs.vfat is missing")
+    (tmp_path / "fat").mkdir()
+    with mounted(tmp_path / "fat", "fusefat", "-o", "rw+", str(image)) as fat:
+        yield fat
+
+
+@contextlib.contextmanager
+def modeless(place: Path, modes: str) -> Iterator[Path]:
+    """A file system that shows modes of its own, and keeps no other."""
+    place.mkdir()
+    behind = place.with_name("behind")
+    behind.mkdir()
+    with mounted(place, "bindfs", "-p", modes, "--chmod-ignore", str(behind)):
+        yield place
 
 
 def test_the_argument_is_the_base_directory(
@@ -1581,6 +1620,36 @@ def test_the_variable_wins_over_the_home_directory(
 ) -> None:
     monkeypatch.setenv("IMMICH_CONFIG_DIR", str(tmp_path / "configuration"))
     assert SessionStore().base_config_dir() == tmp_path / "configuration"
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "value", ["~/.config/immich", "conf", '"/srv/immich"', " /srv/immich", "{}\r", "{} ", "$HOME/x"]
+)
+def test_a_variable_that_no_shell_has_expanded_is_an_error_that_names_what_it_meant(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = value.format(tmp_path / "conf")
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", value)
+    meant = os.path.abspath(value).replace("\r", "\\r")
+    for use in (SessionStore().load, SessionStore().clear, lambda: SessionStore().save(SESSION)):
+        with pytest.raises(SessionError, match="IMMICH_CONFIG_DIR: .*" + re.escape(f'"{meant}"')):
+            use()
+    assert names(tmp_path) == []
+
+
+@posix_only
+def test_a_variable_is_an_error_also_where_the_working_directory_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", "conf")
+    with pytest.raises(SessionError, match=r"IMMICH_CONFIG_DIR: .*conf"):
+        SessionStore().load()
+    monkeypatch.chdir(tmp_path)
 
 
 def test_an_empty_variable_for_the_directory_counts_as_unset(
@@ -1730,6 +1799,64 @@ def test_a_name_that_is_no_visible_path_component_is_refused_everywhere(
     assert names(tmp_path) == []
 
 
+# SessionStore: two spellings of one name
+
+
+def test_a_profile_in_another_spelling_is_refused_where_case_is_folded(folding: Path) -> None:
+    store = SessionStore(folding)
+    store.save(SESSION, "Work")
+    store.set_current_profile("Work")
+    for name in ("work", "wORK", "WORK"):
+        for use in (partial(store.save, OTHER), store.config_dir, store.set_current_profile):
+            with pytest.raises(InvalidProfileError, match=f"'{name}' .* 'Work'"):
+                use(name)
+    assert (store.get_current_profile(), store.list_profiles()) == ("Work", ["Work"])
+    assert store.load() == SESSION
+    store.save(OTHER, "Work")
+    assert store.load() == OTHER and store.config_dir().name == "Work"
+    store.set_current_profile("later")
+    store.save(SESSION, "0815")
+    assert store.list_profiles() == ["0815", "Work"]
+
+
+def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(
+    store: SessionStore, base: Path
+) -> None:
+    if (MODULE.parent / MODULE.name.swapcase()).exists():
+        pytest.skip("this file system folds case")
+    for name in ("work", "WORK", "Work"):
+        store.save(SESSION, name)
+        store.set_current_profile(name)
+    store.set_current_profile("wORK")
+    assert store.get_current_profile() == "wORK"
+    assert names(base / "profiles") == ["WORK", "Work", "work"]
+
+
+@utf8_names
+@posix_only
+@pytest.mark.parametrize(
+    "there, found, name", [("café", "CAFÉ", "café"), ("STRAßE", "straße", ""), ("ﬁX", "ﬁx", "")]
+)
+def test_spellings_are_compared_letter_by_letter_and_not_in_one_form(
+    there: str, found: str, name: str, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS lists é as two characters, and finds É as well: here a link that is not listed does."""
+    listdir = os.listdir
+    profiles = store.config_dir(there).parent
+    (profiles / found).symlink_to(there)
+
+    def listed(path: Any) -> List[str]:
+        return [unicodedata.normalize("NFD", each) for each in listdir(path) if each != found]
+
+    monkeypatch.setattr(os, "listdir", listed)
+    if name:
+        store.save(SESSION, name)
+        assert store.load(name) == SESSION
+    else:
+        with pytest.raises(InvalidProfileError, match=there):
+            store.save(SESSION, found)
+
+
 # SessionStore: directories 0700, files 0600
 
 
@@ -1783,6 +1910,116 @@ def test_a_file_is_made_exclusively_and_0600_from_its_first_moment_on(
         store.save(SESSION, "work")
         store.set_current_profile("work")
     assert made == [(True, 0o600), (True, 0o600)]
+
+
+# SessionStore: what root makes belongs to the owner of its directory
+
+
+@pytest.fixture
+def config(land: Path) -> Path:
+    """The configuration directory of that ordinary user, who has one profile."""
+    with ordinary_user():
+        SessionStore(land / ".config" / "immich").save(SESSION, "work")
+    return land / ".config" / "immich"
+
+
+def owners(top: Path) -> Dict[str, int]:
+    return {path.name: path.lstat().st_uid for path in top.rglob("*")}
+
+
+@root_only
+@pytest.mark.parametrize("mask", [0o022, 0o777])
+def test_what_root_makes_belongs_to_the_owner_of_its_directory(land: Path, mask: int) -> None:
+    store = SessionStore(land / ".config" / "immich")
+    with umask(mask):
+        (told,) = warnings_of(lambda: store.save(SESSION, "work"))
+        assert warnings_of(lambda: store.set_current_profile("work")) == []
+        store.config_dir("empty")
+        (land / "elsewhere").mkdir(0o700)
+    assert "session.json" in told and "uid 65534" in told and KEY not in told
+    paths = [path for path in land.rglob("*") if path.name != "elsewhere"]
+    facts = {(path.is_dir(), path.stat().st_uid, oct(mode(path))) for path in paths}
+    assert facts == {(True, 65534, "0o700"), (False, 65534, "0o600")} and len(paths) == 7
+    with ordinary_user():
+        store.save(OTHER)
+        store.set_current_profile("empty")
+        assert store.load("work") == OTHER
+    assert (land / "elsewhere").stat().st_uid == 0
+    (store.config_dir("work") / "session.json").rename(land / "elsewhere" / "target")
+    (store.config_dir("work") / "session.json").symlink_to(land / "elsewhere" / "target")
+    assert warnings_of(lambda: store.save(SESSION, "work")) == []
+    assert (land / "elsewhere" / "target").stat().st_uid == 0
+
+
+@root_only
+def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) -> None:
+    path = config / "profiles" / "work" / "session.json"
+    for owner in (0, 12345, 65534):
+        os.chown(path, owner, owner)
+        (told,) = warnings_of(lambda: SessionStore(config).save(OTHER, "work"))
+        assert "uid 65534" in told and path.stat().st_uid == 65534
+
+
+@root_only
+@pytest.mark.parametrize(
+    "place, bits, owner",
+    [
+        ("", 0o1777, 0),
+        ("", 0o775, 65534),
+        ("", 0o755, 12345),
+        ("immich/profiles/work", 0o770, 65534),
+        ("immich/profiles/work", 0o702, 65534),
+    ],
+)
+def test_root_keeps_what_others_could_have_placed_there_to_be_given(
+    place: str, bits: int, owner: int, config: Path
+) -> None:
+    os.chown(config.parent / place, owner, -1)
+    (config.parent / place).chmod(bits)
+    assert warnings_of(lambda: SessionStore(config).save(OTHER, "work")) == []
+    assert owners(config)["session.json"] == 0
+    (config.parent.parent / "link").symlink_to(config)  # what is above it is another directory
+    SessionStore(config.parent.parent / "link").save(OTHER, "work")
+    assert owners(config)["session.json"] == 0
+
+
+@root_only
+def test_root_keeps_what_a_link_among_everybodys_leads_to(config: Path) -> None:
+    link = config.parent.parent / "link"
+    link.symlink_to(config)
+    link.parent.chmod(0o1777)
+    assert warnings_of(lambda: SessionStore(link).save(OTHER, "work")) == []
+    assert owners(config)["session.json"] == 0
+
+
+@root_only
+@pytest.mark.parametrize("kind", ["link", "full", "another's"])
+def test_a_directory_that_is_swapped_under_root_changes_neither_owner_nor_mode(
+    kind: str, land: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent's owner comes in at the worst moment, to be given a directory of root's."""
+    mkdir, treasure = os.mkdir, land / "treasure"
+    treasure.mkdir(0o755)
+    if kind == "full":
+        (treasure / "kept").touch()
+    elif kind == "another's":
+        os.chown(treasure, 12345, -1)
+    before = (treasure.stat().st_uid, treasure.stat().st_mode)
+
+    def swapped(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        os.rename(path, f"{path}.away")
+        if kind == "link":
+            os.symlink(treasure, path)
+        else:
+            os.rename(treasure, path)
+
+    monkeypatch.setattr(os, "mkdir", swapped)
+    store = SessionStore(config)
+    with umask(0o777):
+        store.config_dir("new")
+    now = (config / "profiles" / "new").stat()
+    assert (now.st_uid, now.st_mode) == before
 
 
 # SessionStore: reading never writes
@@ -2471,12 +2708,65 @@ def test_clear_removes_a_link_and_the_file_behind_it(store: SessionStore, tmp_pa
     assert names(path.parent) == [] and not (tmp_path / "target").exists()
 
 
+@root_only
+@pytest.mark.parametrize("user", [0, 65534])
+@pytest.mark.parametrize(
+    "owners", [[0], [65534], [0, 65534], [12345], [12345, 65534], [65534, 12345], [0, 12345, 0]]
+)
+@pytest.mark.parametrize("name", ["session.json", "config.json"])
+def test_a_link_of_anybody_else_is_itself_replaced_and_removed(
+    name: str, owners: List[int], user: int, land: Path
+) -> None:
+    store, target = SessionStore(land), land / "precious"
+    with ordinary_user():
+        path = store.config_dir("work") / name if name == "session.json" else land / name
+        target.write_text("{}")
+    links = [path, *(land / f"link{hop}" for hop in range(1, len(owners)))]
+    for link, destination, owner in zip(links, [*links[1:], target], owners):
+        link.symlink_to(destination)
+        os.chown(link, owner, -1, follow_symlinks=False)
+    planted = [link for link, owner in zip(links, owners) if owner not in (0, user)]
+    with ordinary_user(user), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store.save(SESSION, "work")
+        store.set_current_profile("new")
+        assert (target.read_text() == "{}") is bool(planted)
+        assert [link for link in links if not link.is_symlink()] == planted[:1]
+        assert (store.load("work"), store.get_current_profile()) == (SESSION, "new")
+    for link in planted[:1]:
+        link.unlink()
+        link.symlink_to(target)
+        os.chown(link, 12345, -1, follow_symlinks=False)
+    with ordinary_user(user):
+        store.clear("work")
+    assert target.exists() is (bool(planted) or name == "config.json")
+    assert os.path.lexists(path) is (name == "config.json")
+
+
 @posix_only
 def test_clear_removes_a_dangling_link(store: SessionStore) -> None:
     path = store.config_dir("work") / "session.json"
     path.symlink_to("nowhere")
     store.clear("work")
     assert names(path.parent) == []
+
+
+@posix_only
+@pytest.mark.parametrize("behind", ["loop/target", "file/target", "nowhere/", "x" * 300])
+def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(
+    behind: str, store: SessionStore
+) -> None:
+    path = store.config_dir("work") / "session.json"
+    (path.parent / "loop").symlink_to("loop")
+    (path.parent / "file").touch()
+    path.symlink_to(behind)
+    if "/t" in behind:
+        store.save(SESSION, "work")
+        assert store.load("work") == SESSION and not path.is_symlink()
+        path.unlink()
+        path.symlink_to(behind)
+    store.clear("work")
+    assert names(path.parent) == ["file", "loop"]
 
 
 @posix_only
@@ -2608,6 +2898,38 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(land: Path) -
         assert os.strerror(errno.EACCES) in str(caught.value)
 
 
+def test_a_file_that_is_mounted_by_itself_is_told_as_that(tmp_path: Path) -> None:
+    store = SessionStore(tmp_path / "immich")
+    store.save(SESSION, "work")
+    store.set_current_profile("work")
+    path = store.config_dir() / "session.json"
+    for file in (path, tmp_path / "immich" / "config.json"):
+        with mounted(file, "mount", "--bind", str(file)):
+            uses: List[Callable[[], object]] = [lambda: store.save(OTHER), store.clear]
+            if file != path:
+                uses = [lambda: store.set_current_profile("new")]
+            for use in uses:
+                problem = rf"^{re.escape(str(file))}: .* mount its directory"
+                with pytest.raises(SessionError, match=problem):
+                    use()
+            assert store.load() == SESSION
+    assert names(path.parent) == ["session.json"]
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_in_place_of_a_directory_is_told_as_that(
+    kind: str, base: Path, store: SessionStore
+) -> None:
+    base.parent.mkdir(parents=True)
+    base.write_text("kept") if kind == "file" else base.symlink_to("/nowhere/immich")
+    for use in (store.base_config_dir, lambda: store.save(SESSION, "work")):
+        with pytest.raises(
+            SessionError, match=f"^{re.escape(str(base))}.*a link to one that is not mounted"
+        ):
+            use()
+
+
 @posix_only
 def test_a_directory_that_may_be_written_but_not_listed_is_enough(land: Path) -> None:
     store = SessionStore(land)
@@ -2668,15 +2990,29 @@ def test_data_is_on_disk_before_the_name_and_the_name_before_save_returns(
     assert steps == [f"{len(SESSION.to_json())} bytes", "replace", "directory"]
 
 
-def test_a_session_is_gone_for_good_when_clear_returns(
-    store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
+@posix_only
+@pytest.mark.parametrize("linked", [False, True], ids=["a file", "behind a link"])
+@pytest.mark.parametrize("left", ["session", "temporary", "nothing"])
+def test_what_clear_removes_is_gone_for_good_when_it_returns(
+    left: str, linked: bool, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save(SESSION)
-    synced: List[os.stat_result] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
+    directories = [store.config_dir()]
+    if linked:
+        directories.insert(0, store.config_dir("elsewhere"))
+        (directories[1] / "session.json").symlink_to(directories[0] / "target")
+    if left == "session":
+        store.save(SESSION)
+    elif left == "temporary":
+        leave_temporary(store)
+    synced: List[Tuple[os.stat_result, List[str]]] = []
+
+    def recorded(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor), os.listdir(descriptor)))
+
+    monkeypatch.setattr(os, "fsync", recorded)
     store.clear()
-    directory = (base / "profiles" / "default").stat()
-    assert [os.path.samestat(each, directory) for each in synced] == [True]
+    assert [found for _, found in synced] == [[] for _ in directories]
+    assert all(map(os.path.samestat, (at for at, _ in synced), map(os.stat, directories)))
 
 
 def test_a_disk_that_fails_at_fsync_keeps_the_old_session(
@@ -2709,6 +3045,44 @@ def test_an_interrupted_save_keeps_the_old_session_and_leaves_nothing(
         store.save(OTHER, "work")
     assert store.load("work") == SESSION
     assert names(base / "profiles" / "work") == ["session.json"]
+
+
+@posix_only
+@pytest.mark.parametrize("step", ["fstat", "listdir", "write", "fsync", "replace"])
+def test_a_save_that_is_interrupted_at_any_step_leaves_no_file_and_no_descriptor(
+    step: str, store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION, "work")
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = set(os.listdir("/dev/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(OTHER, "work")
+    assert set(os.listdir("/dev/fd")) == before
+    assert store.load("work") == SESSION
+    assert names(base / "profiles" / "work") == ["session.json"]
+
+
+@posix_only
+@pytest.mark.parametrize("use", [partial(SessionStore.save, session=SESSION), SessionStore.clear])
+def test_a_link_that_vanishes_is_no_traceback(
+    use: Callable[..., None], store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = store.config_dir("work") / "session.json"
+    link.symlink_to(tmp_path / "target")
+    readlink = os.readlink
+
+    def late(path: str) -> str:
+        link.unlink()
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", late)
+    use(store, profile="work")
+    assert not link.is_symlink() and not (tmp_path / "target").exists()
 
 
 def save_up_to_line(store: SessionStore, session: Session, profile: str, lines: int) -> bool:
@@ -2765,16 +3139,28 @@ def test_after_a_crash_at_any_line_the_first_file_is_there_whole_or_not_at_all(
 
 
 @posix_only
-def test_a_temporary_of_a_killed_save_is_removed_by_the_next_once_it_is_a_minute_old(
-    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("skew", [-3600, 0, 3600])
+def test_a_temporary_of_a_killed_save_is_removed_once_it_is_a_minute_old_on_its_own_disk(
+    skew: int, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = leave_temporary(store)
     assert TOKEN in left.read_text() and mode(left) == 0o600
-    os.utime(left, (1_000_000, 1_000_000))
-    for moment, there in [(999_000, True), (1_000_059, True), (1_000_060, False)]:
-        monkeypatch.setattr(time, "time", partial(float, moment))
+    made = left.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: made + skew)
+    for age, there in [(-99, True), (0, True), (45, True), (61, False)]:
+        os.utime(left, (made - age,) * 2)
         store.save(SESSION)
         assert left.exists() is there
+
+
+def test_what_a_killed_save_left_on_a_full_disk_makes_room_for_the_next(disk: Path) -> None:
+    store = SessionStore(disk)
+    left = store.config_dir("work") / ".session.json.abcdefgh.tmp"
+    left.write_bytes(b"x" * 4096)
+    os.utime(left, (1, 1))
+    fill(disk)
+    store.save(SESSION, "work")
+    assert store.load("work") == SESSION and names(left.parent) == ["session.json"]
 
 
 @posix_only
@@ -2886,6 +3272,22 @@ def test_clear_removes_the_session_and_is_content_when_there_is_none(
     store.clear("work")
     store.clear("work")
     assert store.load("work") is None and store.list_profiles() == []
+
+
+def test_clear_is_content_where_a_session_comes_just_after_it_looked(
+    store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def early(path: str) -> None:
+        try:
+            unlink(path)
+        finally:
+            store.save(SESSION)
+
+    monkeypatch.setattr(os, "unlink", early)
+    store.clear()
+    assert store.load() == SESSION
 
 
 def test_a_stray_file_in_place_of_a_profile_is_left_alone(store: SessionStore, base: Path) -> None:
@@ -3038,6 +3440,36 @@ def test_a_name_in_config_json_that_is_no_profile_name_is_an_error_of_its_own(
     assert json.loads(path.read_text()) == {"current_profile": "work", "theme": "dark"}
 
 
+def test_what_config_json_says_already_is_not_written_again(store: SessionStore) -> None:
+    path = store.base_config_dir() / "config.json"
+    path.write_text('{"theme": "dark",\n"current_profile": "old", "current_profile": "work"}')
+    before = snapshot(path.parent)
+    store.set_current_profile("work")
+    assert snapshot(path.parent) == before
+    store.set_current_profile("old")
+    assert snapshot(path.parent) != before and store.get_current_profile() == "old"
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[]", '{"theme": "dark"}'])
+def test_a_profile_that_nothing_names_yet_is_written_even_if_it_is_the_default(
+    text: Optional[str], store: SessionStore
+) -> None:
+    path = store.base_config_dir() / "config.json"
+    if text is not None:
+        path.write_text(text)
+    store.set_current_profile("default")
+    assert json.loads(path.read_text())["current_profile"] == "default"
+
+
+def test_a_switch_to_the_current_profile_works_on_a_read_only_mount(disk: Path) -> None:
+    store = SessionStore(disk)
+    store.set_current_profile("work")
+    subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
+    store.set_current_profile("work")
+    with pytest.raises(SessionError, match=os.strerror(errno.EROFS)):
+        store.set_current_profile("other")
+
+
 def test_unknown_members_of_config_json_are_kept_as_they_are(store: SessionStore) -> None:
     path = store.base_config_dir() / "config.json"
     members = '"a": 1, "b": 1.0, "c": 12345678901234567890, "d": [null, {"x": "ü\\u0000"}], "": ""'
@@ -3107,23 +3539,67 @@ def test_a_link_draws_the_warning_of_its_target(
     assert len(warnings_of(store.load)) == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_a_session_of_another_user_draws_a_warning_and_one_of_root_does_not(land: Path) -> None:
-    store = SessionStore(land)
-    store.save(SESSION, "work")
-    path = store.config_dir("work") / "session.json"
-    os.chown(path, 12345, -1)
-    (told,) = warnings_of(lambda: store.load("work"))
-    assert "12345" in told and str(path) in told
-    path.chmod(0o644)
-    for directory in (path.parent, path.parent.parent):
-        directory.chmod(0o755)
-    told_of = {}
-    for owner in (12345, 65534, 0):
-        os.chown(path, owner, -1)
-        with ordinary_user():
-            told_of[owner] = warnings_of(lambda: store.load("work"))
-    assert told_of[0] == told_of[65534] != told_of[12345]
+CHMOD, ELSEWHERE, ANOTHER = "chmod 600$", "on another file system$", r"another user \(uid 12345\)$"
+
+
+@root_only
+@pytest.mark.parametrize(
+    "owner, bits, user, told",
+    [
+        (65534, 0o644, 65534, [CHMOD]),
+        (65534, 0o666, 65534, [CHMOD]),
+        (65534, 0o755, 65534, [ELSEWHERE]),
+        (65534, 0o777, 65534, [ELSEWHERE]),
+        (65534, 0o700, 65534, []),
+        (0, 0o444, 65534, []),  # a Kubernetes secret
+        (0, 0o755, 65534, []),
+        (0, 0o464, 65534, [CHMOD]),
+        (0, 0o777, 65534, [ELSEWHERE]),
+        (12345, 0o644, 65534, [ANOTHER]),
+        (12345, 0o666, 65534, [CHMOD, ANOTHER]),
+        (0, 0o640, 0, [CHMOD]),
+        (65534, 0o644, 0, []),  # its directory is of the same user
+        (65534, 0o622, 0, [CHMOD]),
+        (12345, 0o600, 0, [ANOTHER]),
+    ],
+)
+def test_a_session_draws_the_warnings_whose_advice_can_be_followed(
+    owner: int, bits: int, user: int, told: List[str], config: Path
+) -> None:
+    path = config / "profiles" / "work" / "session.json"
+    os.chown(path, owner, -1)
+    path.chmod(bits)
+    store = SessionStore(config)
+    with ordinary_user(user):
+        found = warnings_of(lambda: store.load("work"))
+    assert len(found) == len(told)
+    assert all(map(re.search, told, found)) and all(str(path) in each for each in found)
+
+
+@pytest.mark.parametrize("modes", ["0644:a+X", "0666:a+X", "0777", "0755"])
+def test_a_file_system_that_keeps_no_modes_draws_the_warning_at_once(
+    modes: str, tmp_path: Path
+) -> None:
+    with modeless(tmp_path / "disk", modes) as disk:
+        store = SessionStore(disk / "immich")
+        (told,) = warnings_of(lambda: store.save(SESSION, "work"))
+        assert re.search(ELSEWHERE, told) and str(disk) in told and modes[:4] in told
+        assert warnings_of(lambda: store.set_current_profile("work")) == []
+        with pytest.warns(UserWarning, match="modes") as caught:
+            store.save(OTHER)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert store.load() == OTHER
+
+
+def test_a_file_system_without_owners_and_modes_is_no_obstacle(folding: Path) -> None:
+    store = SessionStore(folding / "immich")
+    assert warnings_of(lambda: store.save(SESSION, "work")) == []  # it shows what mounted it
+    store.set_current_profile("work")
+    assert store.load() == SESSION
+    store.clear()
+    assert names(store.config_dir()) == []
 
 
 @posix_only
@@ -4506,14 +4982,16 @@ def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> No
     assert everything_in(base) == ["profiles", "work"]
 
 
-def test_logout_of_all_has_no_word_for_what_is_no_directory(
+def test_logout_of_all_has_no_word_for_what_is_no_directory_or_empty(
     cli: Any, base: Path, store: SessionStore
 ) -> None:
     store.save(SESSION)
+    store.save(SESSION, "gone")
+    store.clear("gone")
     stray = put(base / "profiles" / ".DS_Store", "x")
     status, _, err = cli("logout", "--local", "--all")
     assert (status, stray.exists(), store.list_profiles()) == (0, True, [])
-    assert one_sentence(err) and ".DS_Store" not in err
+    assert one_sentence(err) and ".DS_Store" not in err and "gone" not in err
 
 
 def test_logout_of_all_leaves_no_secret_behind_without_a_word(
@@ -5267,6 +5745,7 @@ LINES = ("url: https://a.b", f"key: {KEY}", f"apiKey: '{KEY}'", f'key: "{KEY}\\n
 def test_whatever_auth_yml_holds_it_is_stored_or_refused(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as base, redirect_stderr(StringIO()) as err:
         Path(base, "auth.yml").write_bytes(data)
+        Path(base, "auth.yml").chmod(0o600)
         status = immich_session.main(["-d", base, "import"])
         stored = SessionStore(base).load()
     assert status == (0 if stored else 1)
@@ -5311,6 +5790,16 @@ def test_import_looks_into_the_directory_that_is_named(cli: Any, tmp_path: Path)
     put(tmp_path / "d" / "auth.yml", f"url: {URL}\nkey: {KEY}\n")
     assert cli("-d", tmp_path / "d", "import").status == 0
     assert cli("-d", tmp_path / "d", "token").out == KEY + "\n"
+
+
+@posix_only
+def test_import_warns_of_a_file_that_others_have_access_to(cli: Any, base: Path) -> None:
+    path = put(base / "auth.yml", f"url: {URL}\nkey: {KEY}\n")
+    for bits, told in ((0o600, 0), (0o644, 1)):
+        path.chmod(bits)
+        status, out, err = cli("import")
+        assert (status, out, err.count(f"warning: {path}: ")) == (0, "", told)
+        assert KEY not in err
 
 
 @pytest.mark.parametrize("file", [[], ["missing.yml"]], ids=str)
@@ -7127,7 +7616,6 @@ $ logout
 $ logout --all --local
 ! the session of profile "default" is removed from this computer
 ! the session of profile "other" is removed from this computer
-! profile "work" is not logged in
 $ import  # 1
 ! HOME/.config/immich/auth.yml: there is no such file
 $ login URL -e a@b.c -k x  # 2
