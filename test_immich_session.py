@@ -74,6 +74,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import immich_session
 from immich_session import (
+    Account,
     ApiKey,
     InvalidProfileError,
     InvalidSessionError,
@@ -92,6 +93,7 @@ from immich_session import (
     logout,
     resolve_api_url,
     session_from_env,
+    whoami,
 )
 
 MODULE = Path(immich_session.__file__)
@@ -5757,6 +5759,7 @@ WELL_KNOWN = "GET /.well-known/immich"
 CONFIG = "GET /api/server/config"
 PING = "GET /api/server/ping"
 ME = "GET /api/api-keys/me"
+USER = "GET /api/users/me"
 LOG_IN = "POST /api/auth/login"
 VALIDATE = "POST /api/auth/validateToken"
 LOG_OUT = "POST /api/auth/logout"
@@ -5766,6 +5769,7 @@ class Reply(NamedTuple):
     status: int
     body: str = ""
     location: str = "/"
+    identity: str = ""  # the X-Correlation-ID that Immich 3 gives to every answer of its API
 
 
 # Bytes are sent as they are.  Of two, the second is repeated without end, or (b"") is silence.
@@ -5782,6 +5786,11 @@ def denial(status: int, message: object, error: str = "", correlation: str = "")
     return Reply(status, json.dumps(facts, separators=(",", ":")))
 
 
+def denial3(status: int, message: object, identity: str = "hmxi78wi", **more: object) -> Reply:
+    """Return an error object as Immich 3 has them."""
+    return Reply(status, json.dumps({"message": message, **more}), identity=identity)
+
+
 def redirect(location: str, status: int = 301) -> Reply:
     return Reply(status, "", location)
 
@@ -5791,7 +5800,7 @@ def endpoint(url: str) -> Reply:
 
 
 # Recorded from real servers: v2.7.5 if not said otherwise; besides, versions differ in ids alone.
-VERSIONS = ("v1.124.2", "v1.141.1", "v2.7.5", "development")
+VERSIONS = ("v1.124.2", "v1.141.1", "v2.7.5", "development", "v3.0.3")
 SESSION_FACTS = (
     '{"accessToken":"w5KtBVruN41DP1u650fJ0uUmmB10f62OMWO0WhF1o",'
     '"userId":"605017a4-509e-4c2d-b978-2e953e321e99","userEmail":"admin@immich.test",'
@@ -5807,25 +5816,42 @@ NO_EMAIL = ["email should not be empty", "email must be an email"]
 NO_PASSWORD = ["password should not be empty", "password must be a string"]
 NEITHER = ["[email] Invalid input: expected email, received undefined"]
 NEITHER += ["[password] Invalid input: expected string, received undefined"]
+INVALID: List[Dict[str, Any]] = [
+    {"expected": "string", "code": "invalid_type", "path": [name], "message": text}
+    for name, text in re.findall(r"\[(\w+)\] ([^\[]+)", "".join(NEITHER))
+]
 RECORDED = {
     WELL_KNOWN: endpoint("/api"),
     LOG_IN: Reply(201, SESSION_FACTS + ',"isOnboarded":false}'),
     f"{LOG_IN} v1.124.2": Reply(201, SESSION_FACTS + "}"),
     "wrong password": denial(401, "Incorrect email or password", "Unauthorized", "vwi7x4xl"),
+    "wrong password v3.0.3": denial3(401, "Incorrect email or password", "jn2jpzs8"),
     "no passwords": denial(401, "Password login has been disabled", "Unauthorized", "renr4bgo"),
+    "no passwords v3.0.3": denial3(401, "Password login has been disabled", "yeau7v3a"),
     "both bad": denial(400, [*NO_EMAIL, *NO_PASSWORD], "Bad Request", "93sntl49"),
     "both bad development": denial(400, NEITHER, "Bad Request", "puhd8lah"),
+    "both bad v3.0.3": denial3(400, "Validation failed", "l3i06vqa", errors=INVALID),
     VALIDATE: Reply(200, '{"authStatus":true}'),
     "bad token": denial(401, "Invalid user token", "Unauthorized", "ixr88mnb"),
+    "bad token v3.0.3": denial3(401, "Invalid user token", "7rr9qopo"),
     "bad key": denial(401, "Invalid API key", "Unauthorized", "5aj47uti"),
+    "bad key v3.0.3": denial3(401, "Invalid API key", "hmxi78wi"),
     "weak": Reply(200, '{"authStatus":true}'),
     "weak v1.141.1": denial(403, "Missing required permission: all", "Forbidden", "is9br4md"),
     ME: Reply(200, KEY_ANSWER),
     f"{ME} v1.124.2": denial(400, ["id must be a UUID"], "Bad Request", "bp1jefnl"),
     "weak me": Reply(200, WEAK_FACTS),
     "weak me v1.124.2": denial(403, NO_KEY_READ, "Forbidden", "bt9u2zcm"),
+    USER: Reply(
+        200,
+        '{"id":"605017a4-509e-4c2d-b978-2e953e321e99","email":"admin@immich.test","name":"Ada"}',
+    ),
+    "no user.read": denial(403, "Missing required permission: user.read", "Forbidden", "eeqkxc5q"),
+    "no user.read v3.0.3": denial3(403, "Missing required permission: user.read", "aj0bowvk"),
     LOG_OUT: Reply(200, '{"successful":true,"redirectUri":"/auth/login?autoLaunch=0"}'),
     "maintenance": Reply(200, '{"maintenanceMode":true}'),
+    "closed": denial(404, "Cannot POST", "Not Found", "06s0zkxm"),  # in maintenance
+    "closed v3.0.3": denial3(404, "Cannot POST", "9nfngsrm"),
     "500": denial(500, "Internal server error"),
 }
 PAGE = "<!doctype html>\n<html><head><title>Immich</title></head><body></body></html>\n"
@@ -5841,7 +5867,9 @@ EITHER = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
 
 
 def recorded(name: str, version: str = "v2.7.5") -> Reply:
-    return RECORDED.get(f"{name} {version}", RECORDED[name])
+    reply = RECORDED.get(f"{name} {version}", RECORDED[name])
+    is_marked = version == "v3.0.3" and name != WELL_KNOWN
+    return reply._replace(identity=reply.identity or "rucnljrz") if is_marked else reply
 
 
 class Asked(NamedTuple):
@@ -5877,6 +5905,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(answer.body.encode())))
             self.send_header("Set-Cookie", "immich_access_token=x; Path=/")
             self.send_header("Location", answer.location)
+            if answer.identity:
+                self.send_header("X-Correlation-ID", answer.identity)
             self.end_headers()
             self.wfile.write(answer.body.encode())
         else:
@@ -5938,7 +5968,7 @@ def serve() -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
 
         def start(answers: Any = None, version: str = "v2.7.5", tls: Any = None) -> Server:
-            lines = (WELL_KNOWN, LOG_IN, VALIDATE, ME, LOG_OUT)
+            lines = (WELL_KNOWN, LOG_IN, VALIDATE, ME, USER, LOG_OUT)
             good = {line: recorded(line, version) for line in lines}
             server = Server(good if answers is None else answers, version, tls)
             for stop in (server.server_close, server.shutdown, server.closing.set):
@@ -6120,7 +6150,7 @@ def test_a_refused_login_is_told_in_the_words_of_the_server(immich: Server, why:
 def test_a_session_is_valid_while_the_server_says_so(immich: Server, auth: Any) -> None:
     session = Session(f"{immich.url}/api/", auth, "")
     assert is_valid(session) is True
-    immich.answers[VALIDATE] = recorded("bad token")
+    immich.answers[VALIDATE] = recorded("bad token", immich.version)
     assert is_valid(session) is False
     immich.answers[VALIDATE] = recorded("weak", "v1.141.1")
     if auth == SESSION.auth:
@@ -6132,23 +6162,176 @@ def test_a_session_is_valid_while_the_server_says_so(immich: Server, auth: Any) 
 
 def test_logout_ends_a_session_once_and_no_key(immich: Server) -> None:
     assert ending(immich.url) is True
-    immich.answers[LOG_OUT] = recorded("bad token")
+    immich.answers[LOG_OUT] = recorded("bad token", immich.version)
     assert ending(immich.url) is False
     assert of_session(logout, SESSION.auth)(immich.url) is False
     assert immich.lines == [LOG_OUT, LOG_OUT]
 
 
+@pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
 @each_call
-def test_maintenance_is_told_and_no_wrong_address(serve: Any, line: str, ask: Any) -> None:
-    server = serve({WELL_KNOWN: denial(404, f"Cannot {WELL_KNOWN}", "Not Found")})
-    server.answers[line] = denial(404, f"Cannot {line}", "Not Found")
-    server.answers[CONFIG] = recorded("maintenance")
+def test_maintenance_is_told_and_no_wrong_address(
+    serve: Any, line: str, ask: Any, version: str
+) -> None:
+    closed = recorded("closed", version)
+    server = serve({WELL_KNOWN: closed._replace(identity="undefined"), line: closed})
+    server.answers[CONFIG] = recorded("maintenance", version)
     error = failure(ask, server.url)
     assert (type(error), error.status) == (ServerUnreachableError, 404)
     assert "maintenance" in str(error)
     for config in (Reply(200), b""):
         server.answers[CONFIG] = config
         assert "maintenance" not in refused(404, ask, server.url)
+
+
+@pytest.mark.parametrize("identity", ["hmxi78wi", "00000000", "undefined"])
+def test_an_error_object_of_immich_3_is_known_by_its_header(server: Server, identity: str) -> None:
+    for line, ask in CALLS:
+        server.answers[line] = denial3(401, "Nobody knows it", identity)
+        if ask in (validity, ending):
+            assert ask(server.url) is False
+        else:
+            assert "refused: Nobody knows it (status 401)" in refused(401, ask, server.url)
+    server.answers[VALIDATE] = denial3(403, "Missing required permission: all", identity)
+    assert validity(server.url) is True and by_key(server.url)
+
+
+FOREIGN_IDS = ["", "Undefined", "HMXI78WI", "hmxi78w", "hmxi78wi0", "hmxi-8wi", "hmxi78wí", "*"]
+FOREIGN_IDS += [
+    "5f3c8a52-6d0e-4b1c-9a47-0d6f1f3e2a11",
+    "0123456789abcdef" * 2,
+    "hmxi78wi, hmxi78wi",
+]
+
+
+@pytest.mark.parametrize("identity", FOREIGN_IDS)
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_error_object_of_a_gateway_says_nothing_of_a_secret(
+    server: Server, status: int, identity: str
+) -> None:
+    for line, ask in CALLS:
+        server.answers[line] = denial3(status, "Unauthorized", identity)
+        assert "in front of it" in refused(status, ask, server.url)
+        server.answers[line] = denial(status, "Old")._replace(identity=identity)
+        if ask is by_password:  # Immich 2 behind the gateway
+            assert "refused: Old" in refused(status, ask, server.url)
+
+
+STRANGE_PATHS: List[object] = [[], None, 7, "a", {"a": "b"}, [{}]]
+STRANGE_ERRORS: List[object] = [None, 7, "a", {}, {"path": ["a"], "message": "b"}, [], [[[]]]]
+HOSTILE_ERRORS: List[Tuple[object, str]] = [
+    (INVALID, "; email: " + "; password: ".join(each["message"] for each in INVALID)),
+    ([{"path": ["a", "b"], "message": "c"}], "; a.b: c"),
+    *(([{"path": path, "message": "c"}], "; c") for path in STRANGE_PATHS),
+    ([{"message": "c"}], "; c"),
+    *(([{"path": ["a"], "message": text}], "") for text in (None, 7, ["c"], {"c": "d"})),
+    ([{"path": ["a"]}, None, 7, "a", ["a"], {}, {"path": ["\n"], "message": "c"}], "; \\n: c"),
+    *((errors, "") for errors in STRANGE_ERRORS),
+]
+
+
+@pytest.mark.parametrize("errors, told", HOSTILE_ERRORS, ids=lambda each: ascii(each)[:30])
+def test_what_did_not_pass_validation_is_told(server: Server, errors: object, told: str) -> None:
+    server.answers[LOG_IN] = denial3(400, "Validation failed", errors=errors)
+    text = refused(400, by_password, server.url)
+    assert text.endswith(f": the server refused: Validation failed{told} (status 400)")
+
+
+def test_what_did_not_pass_validation_is_told_short_and_without_secrets(server: Server) -> None:
+    for (line, ask), secret in zip(CALLS, (PASSWORD, KEY, KEY, TOKEN)):
+        for text in (secret, "x" * 177 + secret, "y" * (1 << 19)):
+            errors = [{"path": [text], "message": text}]
+            server.answers[line] = denial3(400, "Validation failed", errors=errors)
+            told = refused(400, ask, server.url)
+            assert secret[:5] not in told and len(told) < len(server.url) + 260
+
+
+def test_a_password_login_says_which_device_it_is(server: Server, monkeypatch: Any) -> None:
+    for host, shown in (("my-nas", "my-nas"), ("Zoë's\tÜ\n2", "Zo's2"), ("写真", None), ("", None)):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        for _, ask in CALLS:
+            ask(server.url)
+        sent = {asked.line: asked.headers for asked in server.asked}
+        devices = [sent[LOG_IN].get_all(name) for name in ("deviceType", "deviceModel")]
+        assert devices == [["immich-session"], shown and [shown]]
+        assert not any("deviceType" in sent[line] for line in (WELL_KNOWN, PING, VALIDATE, LOG_OUT))
+
+
+# Whose session it is, and what it may do
+
+
+def whose(url: str, auth: Any = SESSION.auth, headers: Mapping[str, str] = {}) -> Account:
+    return whoami(Session(f"{url}/api/", auth, "", headers))
+
+
+USER_ID = "605017a4-509e-4c2d-b978-2e953e321e99"
+
+
+def test_the_server_tells_whose_session_it_is_and_what_it_may_do(immich: Server) -> None:
+    assert whose(immich.url, LOGIN.auth) == Account(EMAIL, USER_ID, None, ("all",))
+    old = immich.version == "v1.124.2"
+    name, permissions = (None, None) if old else ("test all", ("all",))
+    assert whose(immich.url) == Account(EMAIL, USER_ID, name, permissions)
+    assert immich.lines == [USER, USER, ME]
+    immich.answers[ME] = recorded("weak me", immich.version)
+    weak = (None, None) if old else ("test user_read", ("user.read",))
+    assert whose(immich.url) == Account(EMAIL, USER_ID, *weak)
+    immich.answers[USER] = recorded("no user.read", immich.version)
+    assert whose(immich.url) == Account(None, None, *weak)
+    sent = [
+        asked.headers.get("x-api-key") or asked.headers["Authorization"] for asked in immich.asked
+    ]
+    assert sent == [f"Bearer {TOKEN}"] + [KEY] * 6
+
+
+@pytest.mark.parametrize(
+    "line, auth", [(USER, SESSION.auth), (USER, LOGIN.auth), (ME, SESSION.auth)]
+)
+def test_whose_session_it_is_cannot_be_told_of_one_that_is_refused(
+    immich: Server, line: str, auth: Any
+) -> None:
+    answers = [
+        recorded("bad key", immich.version),
+        recorded("500", immich.version),
+        Reply(403, PAGE),
+    ]
+    answers += [denial3(403, "Forbidden", ""), Reply(200, PAGE), Reply(200, "[]"), redirect("/x")]
+    answers += [denial(400, "Bad")] * (line == USER)
+    for reply in answers:
+        immich.answers[line] = reply
+        refused(reply.status, whose, immich.url, auth)
+    immich.answers[line] = b""
+    refused(None, whose, immich.url, auth)
+    immich.answers.update({line: recorded("closed"), CONFIG: recorded("maintenance")})
+    assert isinstance(failure(whose, immich.url, auth), ServerUnreachableError)
+
+
+@pytest.mark.parametrize("echo", [KEY, f"my {KEY}!", HEADER, f"Basic {HEADER}", "s3cr3t-8"])
+def test_a_text_with_a_secret_of_ours_is_none(server: Server, echo: str) -> None:
+    headers = {"X-A": HEADER, "X-B": f"Basic {HEADER}", "X-C": "s3cr3t-8"}
+    facts = {"email": echo, "id": echo, "name": echo, "permissions": ["a.b", echo, "c.d"]}
+    server.answers[USER] = server.answers[ME] = Reply(200, json.dumps(facts))
+    assert whose(server.url, headers=headers) == Account(None, None, None, ("a.b", "c.d"))
+
+
+def test_a_short_value_of_a_header_changes_nothing_that_is_told(server: Server) -> None:
+    headers = {"X-A": "a", "X-B": "all", "X-C": "test", "X-D": "7-chars"}
+    facts = {"name": "test 7-chars", "permissions": ["all", "asset.read"]}
+    server.answers[ME] = Reply(200, json.dumps(facts))
+    expected = Account(EMAIL, USER_ID, "test 7-chars", ("all", "asset.read"))
+    assert whose(server.url, headers=headers) == expected
+
+
+@pytest.mark.parametrize("other", [None, 7, True, ["x"], {"x": "y"}])
+def test_what_is_no_string_is_none(server: Server, other: Any) -> None:
+    facts = {"email": other, "id": other, "name": other, "permissions": ["a.b", other, 0]}
+    server.answers[USER] = server.answers[ME] = Reply(200, json.dumps(facts))
+    assert whose(server.url) == Account(None, None, None, ("a.b",))
+    told = () if isinstance(other, list) else None
+    server.answers[ME] = Reply(200, json.dumps({"permissions": [[other]] if told == () else other}))
+    assert whose(server.url).permissions == told
+    server.answers[USER] = server.answers[ME] = Reply(200, "{}")
+    assert whose(server.url) == Account(None, None, None, None)
 
 
 # Answers that are none
@@ -6949,7 +7132,7 @@ def test_headers_are_stored_but_not_shown(cli: Any, log_in: Any, server: Any, ba
     for command in ("status", "status --json", "status --check", "profile list", "logout"):
         status, out, err = cli(*command.split())
         assert status == 0 and HEADER not in out + err
-    assert len(server.asked) == 7 and all(asked.headers["A"] == HEADER for asked in server.asked)
+    assert len(server.asked) == 6 and all(asked.headers["A"] == HEADER for asked in server.asked)
 
 
 @pytest.mark.parametrize(
@@ -7074,6 +7257,8 @@ Created: NOW
 Auth: access token
 Expires: known to the server only
 Valid: yes
+Account: admin@immich.test
+Permissions: all
 $ status -P default --check
 Source: profile "default" (HOME/.config/immich/profiles/default/session.json)
 API Key: test all
@@ -7082,6 +7267,8 @@ Created: NOW
 Auth: API key
 Expires: never
 Valid: yes
+Account: admin@immich.test
+Permissions: all
 $ status -P default --json
 {
   "profile": "default",
