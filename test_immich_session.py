@@ -6470,6 +6470,13 @@ class Always(Dict[str, Answer]):
         return self["everything"]
 
 
+class Exactly(Dict[str, Answer]):
+    """These answers, and a 404 to all else, pings included."""
+
+    def get(self, line: str, default: Any = None) -> Any:
+        return dict.get(self, line, Reply(404))
+
+
 ANSWERING: List[Server] = []
 BODIES = (
     '{"message":["SECRET"," SECRET H34d3rH34d3rH34d3r"],"statusCode":401}',
@@ -6651,6 +6658,12 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
         ("//127.0.0.1/login", "it redirects to http://127.0.0.1/login: {page}"),
         ("https://127.0.0.1/api/auth/login", "use the address https://127.0.0.1/api instead"),
         ("https://127.0.0.1/?rd=/api/auth/login", "it redirects to https://127.0.0.1/***: {page}"),
+        (
+            "https://127.0.0.1/api/auth/login?a=b",
+            "it redirects to https://127.0.0.1/api/auth/login***: {page}",
+        ),
+        ("/login?rd=/api/auth/login", "it redirects to {url}/login***: {page}"),
+        ("/#/api/auth/login", "it redirects to {url}/***: {page}"),
         ("https://a.test/outpost?rd=https://127.0.0.1/api/auth/login#/api/auth/login", "{page}"),
     ],
 )
@@ -6659,6 +6672,185 @@ def test_a_redirect_is_told_as_an_address(server: Server, location: str, told: s
     page = "to a login page in front of the server (it may need extra headers, -H), or this is"
     page += " the wrong address"
     assert refused(301, by_password, server.url).endswith(told.format(url=server.url, page=page))
+
+
+def visited(server: Server) -> str:
+    """Return what was asked, in short: W is /.well-known/immich, P is /server/ping."""
+    lines = " ".join(asked.line for asked in server.asked)
+    for long, short in (("GET ", ""), ("/.well-known/immich", "W"), ("/server/ping", "P")):
+        lines = lines.replace(long, short)
+    return lines
+
+
+SEARCHES = {
+    "": "W /apiP",
+    "/": "W /apiP",
+    "/api": "/apiP /apiW /api/apiP W",
+    "/photos": "/photosW /photos/apiP W /apiP",
+    "/#top": "W /apiP",
+    "/user-settings?isOpen=api-keys": "/user-settingsW /user-settings/apiP W /apiP",
+    "/auth/login?autoLaunch=0": "/auth/loginW /auth/login/apiP /authW /auth/apiP W /apiP",
+    "/share/x/photos/y": "/share/x/photos/yW /share/x/photos/y/apiP /share/x/photosW "
+    "/share/x/photos/apiP /share/xW /share/x/apiP /shareW /share/apiP W /apiP",
+    "/photos/api": "/photos/apiP /photos/apiW /photos/api/apiP /photosW W /apiP",
+    "/a//b/?c=/d": "/a//bW /a//b/apiP /aW /a/apiP W /apiP",
+    "/1/2/3/4/5": "/1/2/3/4/5W /1/2/3/4/5/apiP /1/2/3/4W /1/2/3/4/apiP /1/2/3W /1/2/3/apiP "
+    "/1/2W /1/2/apiP /1W /1/apiP W /apiP",
+    "/1/2/3/4/5/6": "/1/2/3/4/5/6W /1/2/3/4/5/6/apiP /1/2/3/4/5W /1/2/3/4/5/apiP /1/2/3/4W "
+    "/1/2/3/4/apiP /1/2/3W /1/2/3/apiP /1/2W /1/2/apiP /1W /1/apiP",
+}
+
+
+@pytest.mark.parametrize("typed", SEARCHES)
+def test_the_api_is_looked_for_in_this_order(server: Server, typed: str) -> None:
+    server.answers = Exactly()
+    for ask in (resolve_api_url, by_key, by_password):
+        text = refused(404, ask, server.url + typed, extra_headers=EXTRA)
+        assert visited(server) == SEARCHES[typed]
+        bases = re.findall(r"(\S+)P", SEARCHES[typed])
+        assert f"(tried {', '.join(server.url + base for base in bases)})" in text
+        for asked in server.asked:
+            assert not asked.body and not re.search(f"{KEY}|{PASSWORD}", str(asked.headers))
+        server.asked.clear()
+
+
+@pytest.mark.parametrize(
+    "typed, base",
+    [(typed, "/api") for typed in SEARCHES if typed != "/1/2/3/4/5/6"]
+    + [(f"/photos/api{page}", "/photos/api") for page in ("", "/", "/users", "/auth/login?a=b#c")]
+    + [(f"/photos{page}", "/photos/api") for page in ("", "/", "/user-settings?isOpen=api-keys")],
+)
+def test_the_api_is_found_from_the_address_of_a_page(server: Server, typed: str, base: str) -> None:
+    server.answers = Exactly({f"GET {base}/server/ping": PONG})
+    assert resolve_api_url(server.url + typed) == server.url + base
+    server.answers[VALIDATE.replace("/api", base)] = recorded(VALIDATE)
+    assert by_key(server.url + typed).server_url == server.url + base
+
+
+def test_an_address_that_comes_up_twice_is_asked_once(server: Server) -> None:
+    for path in ("", "/share"):
+        server.answers[f"GET {path}/.well-known/immich"] = endpoint("/api/")
+    server.answers[PING] = Reply(404)
+    assert "(tried " in refused(404, resolve_api_url, f"{server.url}/share")
+    assert visited(server) == "/shareW /apiP /share/apiP W"
+
+
+FALSE_PONGS = [Reply(status, PONG.body) for status in (202, 401, 404, 500)]
+FALSE_PONGS += [Reply(200, body) for body in ('"pong"', '["pong"]', '[{"res":"pong"}]', "pong")]
+FALSE_PONGS += [Reply(200, f'{{"res":{res}}}') for res in ('"Pong"', '["pong"]', "true", "null")]
+
+
+@pytest.mark.parametrize("reply", FALSE_PONGS, ids=lambda reply: f"{reply.status} {reply.body}")
+def test_nothing_but_pong_is_pong(server: Server, reply: Reply) -> None:
+    server.answers[PING] = reply
+    for ask in (by_key, by_password):
+        assert "there is no Immich API" in refused(reply.status, ask, server.url)
+    assert set(visited(server).split()) == {"W", "/apiP"}
+
+
+@pytest.mark.parametrize(
+    "location, base",
+    [
+        ("/photos/api/server/ping", "/photos/api"),
+        ("/photos/api/server/ping?a=b", "/photos/api"),
+        ("/server/ping", ""),
+        ("/elsewhere/ping", None),
+        ("/login?rd=/api/server/ping", None),
+        ("/login#/api/server/ping", None),
+    ],
+)
+def test_a_ping_that_is_redirected_moves_the_base(
+    server: Server, location: str, base: Optional[str]
+) -> None:
+    server.answers = Exactly({PING: redirect(location, 302)})
+    server.answers[f"GET {location.split('#')[0]}"] = PONG
+    if base is None:
+        refused(200, resolve_api_url, server.url)
+    else:
+        assert resolve_api_url(server.url) == server.url + base
+
+
+NOT_READY = [429, 502, 503, 504]
+
+
+@pytest.mark.parametrize("status", NOT_READY)
+def test_what_is_not_ready_ends_the_search_and_every_request(server: Server, status: int) -> None:
+    asks = (resolve_api_url, by_key, by_password)
+    for reply in (Reply(status, PAGE), Reply(status), denial3(status, "Service Unavailable", "x")):
+        for line in ("/.well-known/immich", "/api/server/ping"):
+            server.answers[f"GET /photos{line}"] = reply
+            for ask in asks:
+                server.asked.clear()
+                error = failure(ask, f"{server.url}/photos")
+                assert (type(error), error.status) == (ServerUnreachableError, status)
+                assert "not ready" in str(error) and "try again" in str(error)
+                assert server.asked[-1].line == f"GET /photos{line}"
+            server.answers[f"GET /photos{line}"] = Reply(404)
+        for line, ask in (*CALLS, (USER, whose), (ME, whose)):
+            before, server.answers[line] = server.answers[line], reply
+            error = failure(ask, server.url)
+            assert (type(error), error.status) == (ServerUnreachableError, status)
+            server.answers[line] = before
+    for line, ask in CALLS:
+        for own in (denial(status, "Busy"), denial3(status, "Busy")):
+            server.answers[line] = own
+            assert "the server refused: Busy" in refused(status, ask, server.url)
+
+
+def test_a_server_that_goes_away_ends_the_search(server: Server) -> None:
+    for line in ("/.well-known/immich", "/api/server/ping"):
+        server.answers[f"GET /photos{line}"] = b""
+        refused(None, resolve_api_url, f"{server.url}/photos")
+        assert server.asked[-1].line == f"GET /photos{line}"
+        server.answers[f"GET /photos{line}"] = Reply(404)
+    assert resolve_api_url(f"{server.url}/photos") == f"{server.url}/api"
+
+
+# What stands where Immich was expected; THERE is another server.
+WALLS = {
+    "a web site": Reply(200, PAGE),
+    "no page": Reply(404, PAGE),
+    "a router": Reply(200, '{"login":true}'),
+    "Basic authentication": Reply(401),
+    "a gateway": Reply(401, '{"message":"Unauthorized"}'),
+    "a gateway with an id": denial3(403, "Forbidden", "5f3c8a52-6d0e-4b1c-9a47-0d6f1f3e2a11"),
+    "another Immich": denial3(401, "Authentication required"),
+    "a fault": Reply(500, PAGE),
+    "Cloudflare": redirect("THERE/cdn-cgi/access/login/x?redirect_url=/api/server/ping", 302),
+    "Authelia": redirect("THERE/?rd=http://127.0.0.1/api/server/ping", 302),
+    "Authentik": redirect("THERE/application/o/authorize/?state=/.well-known/immich", 302),
+    "a page with a fragment": redirect("THERE/#/api/server/ping", 303),
+    "a page with both": redirect("THERE/.well-known/immich?rd=/.well-known/immich", 307),
+}
+
+
+@pytest.fixture(params=WALLS)
+def wall(serve: Any, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """What is no Immich; at the end, neither it nor who it points to was sent anything."""
+    server, there = serve(), serve()
+    reply: Reply = WALLS[request.param]
+    location = reply.location.replace("THERE", there.url.replace("127.0.0.1", "localhost"))
+    server.answers = Always(everything=reply._replace(location=location))
+    yield server
+    assert server.asked and not there.asked
+    for asked in server.asked:
+        assert asked.line.startswith("GET ") and not asked.body
+        assert not [secret for secret in SECRETS if secret in str(asked.headers)]
+
+
+def is_told_as_a_wall(text: str, server: Server) -> bool:
+    """Tell whether an error says what is there instead of an API, and suggests no address."""
+    reply = server.answers["everything"]
+    assert isinstance(reply, Reply) and "use the address" not in text
+    where = f"it redirects to {reply.location.split('?')[0].split('#')[0]}"
+    where = where if reply.location != "/" else f"(tried {server.url}/api)"
+    return where in text and "a login page in front" in text and "extra headers, -H" in text
+
+
+def test_what_is_no_immich_is_sent_no_secret(wall: Server) -> None:
+    reply = wall.answers["everything"]
+    for ask in (by_key, by_password, resolve_api_url):
+        assert is_told_as_a_wall(refused(getattr(reply, "status", 0), ask, wall.url), wall)
 
 
 # Certificates, names and proxies
@@ -6994,6 +7186,78 @@ def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
     assert PASSWORD not in os.read(master, 999).decode()
     os.close(master)
     os.close(slave)
+
+
+def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
+    log_in: Any, cli: Any, base: Path, wall: Server
+) -> None:
+    logins = [(KEY, BY_KEY), (PASSWORD, BY_PASSWORD), ("", ["-k", KEY]), ("", ["-e", EMAIL])]
+    for secret, flags in logins:
+        status, _, err = log_in(secret, wall.url, *flags)
+        assert status in (1, 4) and is_told_as_a_wall(err, wall)
+        assert ("--no-verify" in err) is ("-k" in flags)
+        assert sys.stdin.buffer.tell() == 0 and not base.exists()
+    SessionStore().save(Session(f"{wall.url}/api", LOGIN.auth, ""))
+    assert log_in(PASSWORD, "-p", "-").status in (1, 4) and sys.stdin.buffer.tell() == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["-k", "-"], ["-e", EMAIL]], ids=" ".join)
+def test_a_person_is_asked_for_a_secret_by_the_name_of_the_api_found_and_else_not(
+    server: Server, flags: List[str]
+) -> None:
+    what = "password" if "-e" in flags else "API key"
+    typed = f"{PASSWORD}\n".encode()
+    screen = at_terminal("login", f"{server.url}/share", *flags, typed=typed)
+    assert f"{what} for {server.url}/api: " in screen.text and screen.status == 0
+    server.answers = Always(everything=Reply(200, PAGE))
+    screen = at_terminal("login", server.url, *flags, typed=b"")  # it would wait for ever
+    assert screen.status == 1 and f"{what} for" not in screen.text
+
+
+@pytest.mark.parametrize("status", NOT_READY)
+def test_what_is_not_ready_is_status_3(cli: Any, log_in: Any, server: Server, status: int) -> None:
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    for reply, expected in ((Reply(status, PAGE), 3), (denial3(status, "Busy"), 1)):
+        server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), reply))
+        for secret, flags in EITHER:
+            assert log_in(secret, server.url, *flags, "-P", "new").status == expected
+        checked = cli("status", "--check", "--json")
+        assert (checked.status, json.loads(checked.out)["valid"]) == (expected, None)
+        SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""), "gone")
+        assert cli("logout", "-P", "gone").status == expected
+    server.answers[WELL_KNOWN] = Reply(status)
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "new").status == 3
+
+
+@pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
+def test_maintenance_is_status_3(cli: Any, log_in: Any, server: Server, version: str) -> None:
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    closed = (WELL_KNOWN, VALIDATE, LOG_IN, LOG_OUT, USER)
+    server.answers.update(dict.fromkeys(closed, recorded("closed", version)))
+    server.answers[CONFIG] = recorded("maintenance", version)
+    outcomes = [log_in(secret, server.url, *flags, "-P", "new") for secret, flags in EITHER]
+    outcomes += [cli("status", "--check"), cli("logout")]
+    assert [outcome.status for outcome in outcomes] == [3] * 4
+    assert all("maintenance mode: try again later" in outcome.err for outcome in outcomes)
+
+
+@pytest.mark.parametrize("command, status", [("status --check", 4), ("logout", 0)])
+def test_a_session_that_immich_3_has_ended_is_told_as_that(
+    cli: Any, serve: Any, command: str, status: int
+) -> None:
+    server = serve(version="v3.0.3")
+    server.answers[VALIDATE] = server.answers[LOG_OUT] = recorded("bad token", "v3.0.3")
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    outcome = cli(*command.split())
+    told = "Valid: no\n" if status else ": the session had ended on the server already\n"
+    assert (outcome.status, told in outcome.out + outcome.err) == (status, True)
+
+
+def test_a_password_that_immich_3_refuses_is_told_in_its_words(log_in: Any, serve: Any) -> None:
+    server = serve(version="v3.0.3")
+    server.answers[LOG_IN] = recorded("wrong password", "v3.0.3")
+    status, _, err = log_in(PASSWORD, server.url, *BY_PASSWORD)
+    assert status == 4 and err.endswith("refused: Incorrect email or password (status 401)\n")
 
 
 def test_login_stores_the_address_it_discovers(log_in: Any, serve: Any, secure: Any) -> None:
