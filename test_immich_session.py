@@ -7439,6 +7439,403 @@ def test_an_interrupt_does_not_wait_for_the_server(server: Server, base: Path) -
     assert process.returncode == 130 and not list(base.rglob("session.json"))
 
 
+# The commands that ask a server: nothing stored is lost, no session is left behind
+
+
+NEW_TOKEN = json.loads(SESSION_FACTS + "}")["accessToken"]
+THEIRS = Session(URL, ApiKey("their-key", "their key"), "then")
+
+
+def hold(server: Server, auth: immich_session.AuthMethod) -> Session:
+    """Store a session of the server in the profile "default"."""
+    SessionStore().save(Session(f"{server.url}/api", auth, "then"))
+    return Session(f"{server.url}/api", auth, "then")
+
+
+def held() -> Any:
+    """Return the secret that the profile "default" holds."""
+    return getattr(SessionStore().load("default"), "secret", None)
+
+
+def after(first: Callable[[], object], reply: Answer) -> Callable[[], Any]:
+    """Return an answer that is given when something else has happened first."""
+
+    def answer() -> Answer:
+        first()
+        return reply
+
+    return answer
+
+
+def ended(server: Server) -> List[str]:
+    """Return the tokens of the sessions that were ended on the server."""
+    asked = (asked for asked in server.asked if asked.line == LOG_OUT)
+    return [each.headers["Authorization"].split()[1] for each in asked]
+
+
+def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
+    """Tell whether a person was told what the profile holds, and both ways to go on."""
+    ways = "-P NAME stores the new session elsewhere, -P default replaces that one"
+    told = f'profile "default" holds {what}: {ways}\n'
+    return outcome.status == 1 and one_sentence(outcome.err) and outcome.err.endswith(told)
+
+
+@pytest.mark.parametrize(
+    "auth, flags, described",
+    [
+        (ApiKey(KEY, "mine"), BY_KEY, ""),
+        (ApiKey("old", "test all"), BY_KEY, ""),
+        (ApiKey("old", "mine"), [*BY_KEY, "-n", "mine"], ""),
+        (ApiKey("old", "Test all"), BY_KEY, 'API key "Test all"'),
+        (ApiKey("old", "test all"), [*BY_KEY, "-n", "mine"], 'API key "test all"'),
+        (ApiKey("old"), BY_KEY, "an API key without a name"),
+        (ApiKey("old", "API Key"), [*BY_KEY, "-n", "API Key"], 'API key "API Key"'),
+        (ApiKey(NEW_TOKEN, EMAIL), BY_PASSWORD, f'API key "{EMAIL}"'),
+        (Jwt("old", "u", "Admin@Immich.TEST"), BY_PASSWORD, ""),
+        (Jwt("old", USER_ID, "a@b.c"), BY_PASSWORD, "the session of a@b.c"),
+        (Jwt("old", "u", ""), BY_PASSWORD, "the session of a password login"),
+        (Jwt(KEY, "u", "test all"), BY_KEY, "the session of test all"),
+    ],
+    ids=str,
+)
+def test_login_replaces_nothing_but_a_session_of_the_same_account(
+    log_in: Any, server: Server, auth: Any, flags: List[str], described: str
+) -> None:
+    secret, new = (KEY, KEY) if "-k" in flags else (PASSWORD, NEW_TOKEN)
+    old = hold(server, auth)
+    outcome = log_in(secret, server.url, *flags)
+    if described:
+        assert is_refusal_to_replace(outcome, f"{described} for {server.url}/api")
+        assert SessionStore().load() == old
+        if isinstance(auth, Jwt) or flags == BY_PASSWORD:  # known before
+            assert sys.stdin.buffer.tell() == 0 and visited(server) == "W /apiP"
+    else:
+        assert (outcome.status, held()) == (0, new)
+    for profile in ("new", "default"):
+        assert log_in(secret, server.url, *flags, "-P", profile).status == 0
+        assert getattr(SessionStore().load(profile), "secret", None) == new
+    hold(server, auth)
+    name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
+    assert (log_in(secret, *flags, *name).status, held()) == (0, new)  # no SERVER: renewed
+
+
+def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
+    log_in: Any, server: Server
+) -> None:
+    names = (None, "", "API Key")
+    for old in (ApiKey("old", name) for name in names):
+        for told in names:
+            server.answers[ME] = Reply(200, json.dumps({"name": told, "permissions": ["all"]}))
+            hold(server, old)
+            assert (log_in(KEY, server.url, *BY_KEY).status, held()) == (1, "old")
+
+
+@pytest.mark.parametrize(
+    "stored, typed, is_same",
+    [
+        ("https://photos.test/api", "https://photos.test", True),
+        ("https://photos.test/api", "https://PHOTOS.test:443/api/", True),
+        ("http://photos.test/api", "https://photos.test", True),
+        ("http://photos.test:80/api/", "photos.test", True),
+        ("https://photos.test/api", "https://other.test", False),
+        ("https://photos.test/api", "https://photos.test:8443", False),
+        ("http://photos.test:81/api", "https://photos.test", False),
+        ("https://photos.test/api", "https://photos.test/sub/api", False),
+        ("https://photos.test/api", "https://x.photos.test", False),
+        ("no URL", "https://photos.test", False),
+    ],
+)
+def test_login_and_import_replace_nothing_but_a_session_of_the_same_server(
+    log_in: Any, cli: Any, base: Path, stored: str, typed: str, is_same: bool
+) -> None:
+    described = f'API key "mine" for {stored}'
+    for flags, old in ((["-n", "mine"], "old"), ([], KEY)):
+        SessionStore().save(Session(stored, ApiKey(old, "mine"), "then"))
+        outcome = log_in(KEY, typed, "--no-verify", *BY_KEY, *flags)
+        assert outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
+    put(base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
+    SessionStore().save(Session(stored, ApiKey(KEY, "mine"), "then"))
+    outcome = cli("import")
+    assert outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
+    SessionStore().save(Session(stored, ApiKey("old", "mine"), "then"))
+    assert is_refusal_to_replace(cli("import"), described) and held() == "old"
+    outcome = cli("import", "-P", "default")
+    assert (outcome.status, held()) == (0, KEY)
+    assert f"it replaced {described}\n" in outcome.err
+
+
+def test_a_profile_of_the_environment_is_not_named_by_hand(
+    log_in: Any, server: Server, monkeypatch: Any
+) -> None:
+    hold(server, THEIRS.auth)
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert (log_in(KEY, server.url, *BY_KEY).status, held()) == (1, "their-key")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff"])
+def test_a_broken_file_is_replaced_by_a_login_at_a_server(
+    log_in: Any, server: Server, base: Path, data: bytes
+) -> None:
+    put(base / "profiles" / "default" / "session.json", data)
+    assert (log_in(PASSWORD, server.url, *BY_PASSWORD).status, held()) == (0, NEW_TOKEN)
+
+
+@pytest.mark.parametrize("secret, flags", EITHER)
+@pytest.mark.parametrize("old", [None, SESSION.auth, Jwt("old", "u", EMAIL)], ids=str)
+@pytest.mark.parametrize("to", ["SERVER", ""])
+def test_what_another_process_stores_during_a_login_stays(
+    log_in: Any, server: Server, secret: str, flags: List[str], old: Any, to: str
+) -> None:
+    def store() -> None:
+        SessionStore().save(THEIRS)
+
+    kept = None if old is None else hold(server, old)
+    server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
+    status, _, err = log_in(secret, *[server.url] * bool(to), *flags)
+    was_asked = {LOG_IN, VALIDATE} & set(server.lines)
+    assert (status, SessionStore().load()) == (1, THEIRS if was_asked else kept)
+    assert ended(server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
+
+
+def test_what_was_replaced_is_told(log_in: Any, server: Server) -> None:
+    for auth, described in (
+        (ApiKey("old", "mine"), 'API key "mine"'),
+        (ApiKey("old"), "an API key without a name"),
+        (Jwt("old", "u", "a@b.c"), "the session of a@b.c"),
+        (Jwt("old", "u", ""), "the session of a password login"),
+    ):
+        told = f"immich_session: it replaced {described} for {server.url}/api\n"
+        for secret, flags in EITHER:
+            hold(server, auth)
+            assert told in log_in(secret, server.url, *flags, "-P", "default").err
+    assert "replaced" not in log_in(secret, server.url, *flags, "-P", "default").err
+
+
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        (recorded(LOG_OUT), "the replaced session has ended on the server"),
+        (recorded("bad token"), "the replaced session has ended on the server"),
+        (recorded("bad token", "v3.0.3"), "the replaced session has ended on the server"),
+        *(
+            (answer, "the replaced session may still be valid on the server")
+            for answer in (b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x"))
+        ),
+    ],
+)
+def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored(
+    log_in: Any, server: Server, answer: Any, told: str
+) -> None:
+    seen: List[str] = []
+    server.answers[LOG_OUT] = after(lambda: seen.append(held()), answer)
+    for secret, flags, new in ((KEY, BY_KEY, KEY), (PASSWORD, BY_PASSWORD, NEW_TOKEN)):
+        hold(server, LOGIN.auth)
+        status, _, err = log_in(secret, server.url, *flags, "-P", "default")
+        assert (status, seen.pop(), held()) == (0, new, new)
+        assert err.endswith(f"{told}\n")
+    assert ended(server) == [TOKEN, TOKEN]
+
+
+def test_a_key_or_the_very_same_session_is_not_ended_when_it_is_replaced(
+    log_in: Any, server: Server
+) -> None:
+    for auth in (SESSION.auth, Jwt(NEW_TOKEN, "u", EMAIL)):
+        hold(server, auth)
+        assert log_in(PASSWORD, server.url, *BY_PASSWORD, "-P", "default").status == 0
+    hold(server, LOGIN.auth)
+    assert log_in(KEY, server.url, *BY_KEY, "--no-verify", "-P", "default").status == 0
+    assert not ended(server)
+
+
+# Run the command line, and press Ctrl-C when it has touched the files in DIRECTORY for the NUMBERth
+# time since FLAG is there: python -c CODE MODULE DIRECTORY FLAG NUMBER ARGUMENT...
+PRESSING = """
+import os, signal, sys
+module, directory, flag, number = sys.argv[1:5]
+left = [int(number)]
+def press(event, arguments):
+    if arguments and str(arguments[0]).startswith(directory) and os.path.exists(flag):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+import getpass, http.client, json, urllib.request
+sys.path.insert(0, os.path.dirname(module))
+import immich_session
+sys.addaudithook(press)
+sys.exit(immich_session.main(sys.argv[5:]))
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy tells less of what it does")
+def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
+    server: Server, base: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "answered"
+    server.answers[LOG_IN] = after(flag.touch, recorded(LOG_IN))
+    old = Session(f"{server.url}/api", Jwt(TOKEN, "u", EMAIL), "then")
+    outcomes = []
+    for number in range(1, 99):
+        shutil.rmtree(base, ignore_errors=True)
+        SessionStore().save(old)
+        flag.unlink(missing_ok=True)
+        server.asked.clear()
+        done = run(
+            *[base, flag, number, "login", server.url, *BY_PASSWORD],
+            python=["-c", PRESSING],
+            stdin=PASSWORD,
+        )
+        assert done.status in (0, 130) and sentences(done.err)
+        outcomes.append((done.status, held() == NEW_TOKEN))
+        assert NEW_TOKEN in (held(), *ended(server)) and held() not in ended(server)
+        assert everything_in(base / "profiles") == ["default", "session.json"]
+        if done.status == 0:
+            break
+    assert set(outcomes) == {(130, False), (130, True), (0, True)} and len(outcomes) > 4
+
+
+def test_ctrl_c_before_the_server_has_answered_stores_nothing(server: Server, base: Path) -> None:
+    command = [sys.executable, str(MODULE), "login", server.url, *BY_PASSWORD]
+    pipes: Any = dict.fromkeys(("stdin", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as process:
+
+        def press() -> Reply:
+            process.send_signal(signal.SIGINT)
+            server.closing.wait()
+            return recorded(LOG_IN)
+
+        server.answers[LOG_IN] = press
+        err = process.communicate(PASSWORD.encode(), timeout=20)[1]
+    assert (process.returncode, err) == (130, b"immich_session: interrupted\n")
+    assert not list(base.rglob("session.json")) and not ended(server)
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
+def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
+    log_in: Any, server: Server, monkeypatch: Any, variable: str
+) -> None:
+    SessionStore().save(THEIRS)
+    monkeypatch.setenv(variable, server.url)
+    for secret, flags in EITHER:
+        status, _, err = log_in(secret, *flags, "-P", "default")
+        assert (status, sys.stdin.buffer.tell(), held()) == (1, 0, "their-key")
+        assert one_sentence(err) and URL in err and server.url in err and "SERVER" in err
+        assert log_in(secret, *flags, "-P", "new").status == 0
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "default").status == 0
+
+
+def test_login_sends_the_extra_headers_of_the_environment(
+    log_in: Any, server: Server, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
+    monkeypatch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
+    other = ["-H", f"@{put(tmp_path / 'headers', 'X-B: b')}"]
+    cases: Tuple[Any, ...] = (([], [HEADER, None]), (other, [None, "b"]))
+    for flags, sent in cases:
+        for secret, by in EITHER:
+            server.asked.clear()
+            SessionStore().clear("x")
+            assert log_in(secret, *by, *flags, "-P", "x").status == 0
+            stored = getattr(SessionStore().load("x"), "extra_headers", {})
+            assert [stored.get(name) for name in ("X-A", "X-B")] == sent
+            for asked in server.asked:
+                assert [asked.headers[name] for name in ("X-A", "X-B")] == sent
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "y").status == 0  # it is typed: not theirs
+    assert getattr(SessionStore().load("y"), "extra_headers", None) == {}
+
+
+@pytest.mark.parametrize(
+    "host, is_told",
+    [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.evil.test", True)]
+    + [("localhost", False), ("127.0.0.2", False), ("[::1]", False), ("x.localhost", False)],
+)
+def test_a_secret_that_travels_unencrypted_is_told(
+    proxy: Server, log_in: Any, host: str, is_told: bool
+) -> None:
+    base = f"http://{host}/api"
+    answers = {**proxy.answers, PING: PONG}
+    proxy.answers = {line.replace(" ", f" http://{host}", 1): a for line, a in answers.items()}
+    told = f"immich_session: note: to {base}, secrets travel unencrypted\n"
+    for secret, flags in EITHER:
+        status, _, err = log_in(secret, f"http://{host}", *flags, "-P", "x")
+        assert (status, told in err) == (0, is_told)
+    assert (told in log_in(KEY, f"http://{host}", "--no-verify", *BY_KEY, "-P", "x").err) == is_told
+    https = log_in(KEY, f"https://{host}", "--no-verify", *BY_KEY, "-P", "x")
+    assert https.status == 0 and "unencrypted" not in https.err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_asked_for(
+    server: Server, public: Path
+) -> None:
+    directory = public / "profiles" / "default"
+    directory.mkdir(parents=True)
+    for path in (directory, directory.parent):
+        path.chmod(0o555)
+    env: Dict[str, Optional[str]] = {"IMMICH_CONFIG_DIR": str(public)}
+    python = [
+        "-c",
+        "import encodings.idna, http.client, threading, urllib.request" + as_somebody(65534)[1],
+    ]
+    for unwritable in (directory, directory.parent):
+        done = run("login", server.url, *BY_PASSWORD, stdin=PASSWORD, env=env, python=python)
+        assert done.status == 1 and one_sentence(done.err) and str(unwritable) in done.err
+        shutil.rmtree(directory, ignore_errors=True)
+    assert visited(server) == "W /apiP W /apiP"
+
+
+@pytest.mark.parametrize("profiles", [["-P", "default"], ["--all"], []], ids=str)
+def test_logout_leaves_what_another_process_stored_meanwhile(
+    cli: Any, server: Server, profiles: List[str]
+) -> None:
+    server.answers[LOG_OUT] = after(lambda: SessionStore().save(THEIRS), recorded(LOG_OUT))
+    hold(server, LOGIN.auth)
+    status, _, err = cli("logout", *profiles)
+    assert (status, SessionStore().load()) == (0, THEIRS)
+    assert 'profile "default" holds another session by now, which stays\n' in err
+    assert "has ended on the server" in err and "removed" not in err
+
+
+@pytest.mark.parametrize(
+    "reply, permissions",
+    [
+        (recorded("weak me"), ["user.read"]),
+        (Reply(200, '{"name":"n","permissions":[]}'), []),
+        (Reply(200, '{"name":"n","permissions":["a\\u001bb","c"]}'), ["a\x1bb", "c"]),
+        (recorded(f"{ME} v1.124.2"), None),
+        (denial(403, "Missing"), None),
+    ],
+)
+def test_status_tells_whose_session_it_is_and_what_it_may_do(
+    cli: Any, server: Server, reply: Reply, permissions: Any
+) -> None:
+    hold(server, ApiKey(KEY, "mine"))
+    server.answers[ME] = reply
+    shown = ", ".join(permissions or []).replace("\x1b", "\\x1b") or "none"
+    for email in (EMAIL, None):
+        if email is None:
+            server.answers[USER] = recorded("no user.read")
+        report = json.loads(cli("status", "--check", "--json").out)
+        told = [report[name] for name in ("valid", "account", "permissions")]
+        assert told == [True, email, permissions]
+        lines = f"Account: {EMAIL}\n" if email else ""
+        lines += "" if permissions is None else f"Permissions: {shown}\n"
+        assert cli("status", "--check") == (0, cli("status").out + "Valid: yes\n" + lines, "")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", Reply(503), Reply(401), recorded("bad key"), recorded("500"), Reply(200, PAGE)]
+)
+@pytest.mark.parametrize("line", [USER, ME])
+def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
+    cli: Any, server: Server, line: str, answer: Answer
+) -> None:
+    hold(server, ApiKey(KEY, "mine"))
+    server.answers[line] = answer
+    assert cli("status", "--check") == (0, cli("status").out + "Valid: yes\n", "")
+    report = json.loads(cli("status", "--check", "--json").out)
+    assert [report[name] for name in ("valid", "account", "permissions")] == [True, None, None]
+
+
 # What people are told, word for word: "!" is before what standard error says, a number is the
 # status if it is not 0, and a line that ends in "\" goes on in the next one.
 CONVERSATION = r"""
