@@ -6646,7 +6646,12 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
     server, other = serve(), serve()
     for line, ask in CALLS:
         server.answers[line] = redirect(other.url + line.split()[1], status)
-        assert f"{other.url}/api " in refused(status, ask, server.url)
+        assert f"use the address {other.url}/api " in refused(status, ask, server.url)
+        path = line.split()[1]
+        for end in (f"/?rd={path}", f"/#{path}", f"{path}?rd={path}", f"{path}/", f"{path}/login"):
+            server.answers[line] = redirect(other.url + end, status)
+            text = refused(status, ask, server.url)
+            assert "use the address" not in text and "a login page" in text and "-H" in text
         assert not other.asked and server.lines[-1] == line
 
 
@@ -6866,18 +6871,90 @@ def test_a_server_is_trusted_by_its_certificate(secure: Any, certificate: str) -
             assert "certificate" in refused(None, ask, server.url) and not server.asked
 
 
+@pytest.mark.parametrize(
+    "trusted, told",
+    [
+        (None, "; for a CA of your own, let SSL_CERT_FILE name its certificate"),
+        ("", "; for a CA of your own, let SSL_CERT_FILE name its certificate"),
+        ("nowhere.pem", "; the file that SSL_CERT_FILE names, FILE, does not exist"),
+        ("expired.pem", "; the file that SSL_CERT_FILE names, FILE, does not hold its issuer"),
+        ("key.pem", "; the file that SSL_CERT_FILE names, FILE, does not hold its issuer"),
+    ],
+)
+@pytest.mark.parametrize("certificate", ["good", "foreign"])
+def test_the_file_of_trusted_certificates_is_named_where_the_issuer_is_not_known(
+    secure: Any, certificates: Path, monkeypatch: Any, trusted: Any, told: str, certificate: str
+) -> None:
+    server = secure(certificate=certificate)
+    file = str(certificates / trusted) if trusted else ""
+    monkeypatch.setenv("SSL_CERT_FILE", file)
+    if trusted is None:
+        monkeypatch.delenv("SSL_CERT_FILE")
+    for _, ask in CALLS:
+        text = refused(None, ask, server.url)
+        assert ": its certificate cannot be verified: " in text
+        assert text.endswith(told.replace("FILE, ", f"{file}, "))
+    assert not server.asked
+
+
+@pytest.mark.parametrize("certificate", ["expired", "wrong-name"])
+def test_the_file_of_trusted_certificates_is_not_blamed_for_the_faults_of_a_server(
+    secure: Any, certificate: str
+) -> None:
+    text = refused(None, validity, secure(certificate=certificate).url)
+    assert "its certificate cannot be verified" in text and "SSL_CERT_FILE" not in text
+
+
 def test_a_short_password_does_not_garble_what_we_say_ourselves() -> None:
     error = failure(login_password, f"http://{NOWHERE}/api", EMAIL, "e")
     assert str(error).endswith(f": {os.strerror(errno.ECONNREFUSED)}")
 
 
 def test_a_problem_of_tls_is_told_plainly(server: Server, secure: Any) -> None:
-    assert "TLS" in refused(None, validity, server.url.replace("http:", "https:"))
+    told = refused(None, validity, server.url.replace("http:", "https:"))
+    assert told.endswith("TLS failed: is this an http server?")
     failure(validity, secure().url.replace("https:", "http:"))
     strict = secure(clients=ssl.CERT_REQUIRED)  # it wants a certificate of ours
     for _, ask in CALLS * 2:
         assert not re.search(r"\(\w*(str|Error)\)", refused(None, ask, strict.url))
     assert not strict.asked
+
+
+def test_a_server_that_wants_a_certificate_of_ours_is_told_as_that(secure: Any) -> None:
+    strict = secure(clients=ssl.CERT_REQUIRED)
+    strict.tls.maximum_version = ssl.TLSVersion.TLSv1_2  # it says so in the handshake
+    for _, ask in CALLS:
+        assert "it may want a client certificate" in refused(None, ask, strict.url)
+
+
+@pytest.mark.parametrize(
+    "alert, told",
+    [
+        (40, "it refused the TLS connection: it may want a client certificate"),
+        (42, "it refused the TLS connection: it may want a client certificate"),
+        (116, "it refused the TLS connection: it may want a client certificate"),
+        (70, "TLS failed: tlsv1 "),
+        (80, "TLS failed: tlsv1 "),
+        (112, "TLS failed: tlsv1 "),
+    ],
+)
+def test_only_what_speaks_no_tls_is_called_an_http_server(
+    serve: Any, alert: int, told: str
+) -> None:
+    url = serve(tls=(bytes([21, 3, 3, 0, 2, 2, alert]), b"")).url
+    text = refused(None, validity, url)
+    assert told in text and "http server" not in text
+
+
+def test_a_python_without_ssl_says_so_of_https(server: Server) -> None:
+    code = "import sys; sys.modules['_ssl'] = None" + PROGRAM
+    python = ["-c", code + "sys.exit(immich_session.main(sys.argv[2:]))"]
+    for address in (f"https://{NOWHERE}", NOWHERE):
+        done = run("login", address, *BY_KEY, stdin=KEY, python=python)
+        assert (done.status, one_sentence(done.err)) == (3, True)
+        assert ": https needs Python's module ssl, which is missing here" in done.err
+        assert ("write http://" in done.err) is (address == NOWHERE)
+    assert run("login", server.url, *BY_KEY, stdin=KEY, python=python).status == 0
 
 
 def test_a_server_that_is_not_there_is_told() -> None:
@@ -7633,6 +7710,13 @@ def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored
         status, _, err = log_in(secret, server.url, *flags, "-P", "default")
         assert (status, seen.pop(), held()) == (0, new, new)
         assert err.endswith(f"{told}\n")
+    assert ended(server) == [TOKEN, TOKEN]
+
+
+def test_a_login_whose_answer_is_not_whole_is_ended(log_in: Any, server: Server) -> None:
+    for name in ("userId", "userEmail"):
+        server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, name: None}))
+        assert (log_in(PASSWORD, server.url, *BY_PASSWORD).status, held()) == (1, None)
     assert ended(server) == [TOKEN, TOKEN]
 
 
