@@ -7448,10 +7448,11 @@ def test_logout_of_all_goes_on_after_a_failure_to_ask(cli: Any, server: Server) 
     assert (SessionStore().list_profiles(), server.lines) == ([], [LOG_OUT])
 
 
-@pytest.mark.parametrize("path", ["/api", "/sub/api"])
+@pytest.mark.parametrize("path", ["/api", "/sub/api", "/back"])
 def test_login_renews_at_the_very_server(log_in: Any, server: Server, path: str) -> None:
     lines = [line.replace("/api", path) for line in (LOG_IN, LOG_OUT, VALIDATE)]
     server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
+    server.answers[f"GET {path}/server/ping"] = PONG
     SessionStore().save(Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", EXTRA))
     assert "the replaced session has ended" in log_in(PASSWORD, "-p", "-").err
     assert json.loads(server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
@@ -7571,6 +7572,7 @@ def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
         (Jwt("old", "u", "Admin@Immich.TEST"), BY_PASSWORD, ""),
         (Jwt("old", USER_ID, "a@b.c"), BY_PASSWORD, "the session of a@b.c"),
         (Jwt("old", "u", ""), BY_PASSWORD, "the session of a password login"),
+        (Jwt("old", "u", ""), ["-e", "", "-p", "-"], "the session of a password login"),
         (Jwt(KEY, "u", "test all"), BY_KEY, "the session of test all"),
     ],
     ids=str,
@@ -7584,7 +7586,7 @@ def test_login_replaces_nothing_but_a_session_of_the_same_account(
     if described:
         assert is_refusal_to_replace(outcome, f"{described} for {server.url}/api")
         assert SessionStore().load() == old
-        if isinstance(auth, Jwt) or flags == BY_PASSWORD:  # known before
+        if isinstance(auth, Jwt) or "-e" in flags:  # known before
             assert sys.stdin.buffer.tell() == 0 and visited(server) == "W /apiP"
     else:
         assert (outcome.status, held()) == (0, new)
