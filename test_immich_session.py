@@ -75,6 +75,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import immich_session
 from immich_session import (
+    Account,
     ApiKey,
     InvalidProfileError,
     InvalidSessionError,
@@ -93,6 +94,7 @@ from immich_session import (
     logout,
     resolve_api_url,
     session_from_env,
+    whoami,
 )
 
 MODULE = Path(immich_session.__file__)
@@ -6247,6 +6249,7 @@ WELL_KNOWN = "GET /.well-known/immich"
 CONFIG = "GET /api/server/config"
 PING = "GET /api/server/ping"
 ME = "GET /api/api-keys/me"
+USER = "GET /api/users/me"
 LOG_IN = "POST /api/auth/login"
 VALIDATE = "POST /api/auth/validateToken"
 LOG_OUT = "POST /api/auth/logout"
@@ -6256,6 +6259,7 @@ class Reply(NamedTuple):
     status: int
     body: str = ""
     location: str = "/"
+    identity: str = ""  # the X-Correlation-ID that Immich 3 gives to every answer of its API
 
 
 # Bytes are sent as they are.  Of two, the second is repeated without end, or (b"") is silence.
@@ -6272,6 +6276,11 @@ def denial(status: int, message: object, error: str = "", correlation: str = "")
     return Reply(status, json.dumps(facts, separators=(",", ":")))
 
 
+def denial3(status: int, message: object, identity: str = "hmxi78wi", **more: object) -> Reply:
+    """Return an error object as Immich 3 has them."""
+    return Reply(status, json.dumps({"message": message, **more}), identity=identity)
+
+
 def redirect(location: str, status: int = 301) -> Reply:
     return Reply(status, "", location)
 
@@ -6281,7 +6290,7 @@ def endpoint(url: str) -> Reply:
 
 
 # Recorded from real servers: v2.7.5 if not said otherwise; besides, versions differ in ids alone.
-VERSIONS = ("v1.124.2", "v1.141.1", "v2.7.5", "development")
+VERSIONS = ("v1.124.2", "v1.141.1", "v2.7.5", "development", "v3.0.3")
 SESSION_FACTS = (
     '{"accessToken":"w5KtBVruN41DP1u650fJ0uUmmB10f62OMWO0WhF1o",'
     '"userId":"605017a4-509e-4c2d-b978-2e953e321e99","userEmail":"admin@immich.test",'
@@ -6297,25 +6306,42 @@ NO_EMAIL = ["email should not be empty", "email must be an email"]
 NO_PASSWORD = ["password should not be empty", "password must be a string"]
 NEITHER = ["[email] Invalid input: expected email, received undefined"]
 NEITHER += ["[password] Invalid input: expected string, received undefined"]
+INVALID: List[Dict[str, Any]] = [
+    {"expected": "string", "code": "invalid_type", "path": [name], "message": text}
+    for name, text in re.findall(r"\[(\w+)\] ([^\[]+)", "".join(NEITHER))
+]
 RECORDED = {
     WELL_KNOWN: endpoint("/api"),
     LOG_IN: Reply(201, SESSION_FACTS + ',"isOnboarded":false}'),
     f"{LOG_IN} v1.124.2": Reply(201, SESSION_FACTS + "}"),
     "wrong password": denial(401, "Incorrect email or password", "Unauthorized", "vwi7x4xl"),
+    "wrong password v3.0.3": denial3(401, "Incorrect email or password", "jn2jpzs8"),
     "no passwords": denial(401, "Password login has been disabled", "Unauthorized", "renr4bgo"),
+    "no passwords v3.0.3": denial3(401, "Password login has been disabled", "yeau7v3a"),
     "both bad": denial(400, [*NO_EMAIL, *NO_PASSWORD], "Bad Request", "93sntl49"),
     "both bad development": denial(400, NEITHER, "Bad Request", "puhd8lah"),
+    "both bad v3.0.3": denial3(400, "Validation failed", "l3i06vqa", errors=INVALID),
     VALIDATE: Reply(200, '{"authStatus":true}'),
     "bad token": denial(401, "Invalid user token", "Unauthorized", "ixr88mnb"),
+    "bad token v3.0.3": denial3(401, "Invalid user token", "7rr9qopo"),
     "bad key": denial(401, "Invalid API key", "Unauthorized", "5aj47uti"),
+    "bad key v3.0.3": denial3(401, "Invalid API key", "hmxi78wi"),
     "weak": Reply(200, '{"authStatus":true}'),
     "weak v1.141.1": denial(403, "Missing required permission: all", "Forbidden", "is9br4md"),
     ME: Reply(200, KEY_ANSWER),
     f"{ME} v1.124.2": denial(400, ["id must be a UUID"], "Bad Request", "bp1jefnl"),
     "weak me": Reply(200, WEAK_FACTS),
     "weak me v1.124.2": denial(403, NO_KEY_READ, "Forbidden", "bt9u2zcm"),
+    USER: Reply(
+        200,
+        '{"id":"605017a4-509e-4c2d-b978-2e953e321e99","email":"admin@immich.test","name":"Ada"}',
+    ),
+    "no user.read": denial(403, "Missing required permission: user.read", "Forbidden", "eeqkxc5q"),
+    "no user.read v3.0.3": denial3(403, "Missing required permission: user.read", "aj0bowvk"),
     LOG_OUT: Reply(200, '{"successful":true,"redirectUri":"/auth/login?autoLaunch=0"}'),
     "maintenance": Reply(200, '{"maintenanceMode":true}'),
+    "closed": denial(404, "Cannot POST", "Not Found", "06s0zkxm"),  # in maintenance
+    "closed v3.0.3": denial3(404, "Cannot POST", "9nfngsrm"),
     "500": denial(500, "Internal server error"),
 }
 PAGE = "<!doctype html>\n<html><head><title>Immich</title></head><body></body></html>\n"
@@ -6331,7 +6357,9 @@ EITHER = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
 
 
 def recorded(name: str, version: str = "v2.7.5") -> Reply:
-    return RECORDED.get(f"{name} {version}", RECORDED[name])
+    reply = RECORDED.get(f"{name} {version}", RECORDED[name])
+    is_marked = version == "v3.0.3" and name != WELL_KNOWN
+    return reply._replace(identity=reply.identity or "rucnljrz") if is_marked else reply
 
 
 class Asked(NamedTuple):
@@ -6367,6 +6395,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(answer.body.encode())))
             self.send_header("Set-Cookie", "immich_access_token=x; Path=/")
             self.send_header("Location", answer.location)
+            if answer.identity:
+                self.send_header("X-Correlation-ID", answer.identity)
             self.end_headers()
             self.wfile.write(answer.body.encode())
         else:
@@ -6428,7 +6458,7 @@ def serve() -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
 
         def start(answers: Any = None, version: str = "v2.7.5", tls: Any = None) -> Server:
-            lines = (WELL_KNOWN, LOG_IN, VALIDATE, ME, LOG_OUT)
+            lines = (WELL_KNOWN, LOG_IN, VALIDATE, ME, USER, LOG_OUT)
             good = {line: recorded(line, version) for line in lines}
             server = Server(good if answers is None else answers, version, tls)
             for stop in (server.server_close, server.shutdown, server.closing.set):
@@ -6610,7 +6640,7 @@ def test_a_refused_login_is_told_in_the_words_of_the_server(immich: Server, why:
 def test_a_session_is_valid_while_the_server_says_so(immich: Server, auth: Any) -> None:
     session = Session(f"{immich.url}/api/", auth, "")
     assert is_valid(session) is True
-    immich.answers[VALIDATE] = recorded("bad token")
+    immich.answers[VALIDATE] = recorded("bad token", immich.version)
     assert is_valid(session) is False
     immich.answers[VALIDATE] = recorded("weak", "v1.141.1")
     if auth == SESSION.auth:
@@ -6622,23 +6652,176 @@ def test_a_session_is_valid_while_the_server_says_so(immich: Server, auth: Any) 
 
 def test_logout_ends_a_session_once_and_no_key(immich: Server) -> None:
     assert ending(immich.url) is True
-    immich.answers[LOG_OUT] = recorded("bad token")
+    immich.answers[LOG_OUT] = recorded("bad token", immich.version)
     assert ending(immich.url) is False
     assert of_session(logout, SESSION.auth)(immich.url) is False
     assert immich.lines == [LOG_OUT, LOG_OUT]
 
 
+@pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
 @each_call
-def test_maintenance_is_told_and_no_wrong_address(serve: Any, line: str, ask: Any) -> None:
-    server = serve({WELL_KNOWN: denial(404, f"Cannot {WELL_KNOWN}", "Not Found")})
-    server.answers[line] = denial(404, f"Cannot {line}", "Not Found")
-    server.answers[CONFIG] = recorded("maintenance")
+def test_maintenance_is_told_and_no_wrong_address(
+    serve: Any, line: str, ask: Any, version: str
+) -> None:
+    closed = recorded("closed", version)
+    server = serve({WELL_KNOWN: closed._replace(identity="undefined"), line: closed})
+    server.answers[CONFIG] = recorded("maintenance", version)
     error = failure(ask, server.url)
     assert (type(error), error.status) == (ServerUnreachableError, 404)
     assert "maintenance" in str(error)
     for config in (Reply(200), b""):
         server.answers[CONFIG] = config
         assert "maintenance" not in refused(404, ask, server.url)
+
+
+@pytest.mark.parametrize("identity", ["hmxi78wi", "00000000", "undefined"])
+def test_an_error_object_of_immich_3_is_known_by_its_header(server: Server, identity: str) -> None:
+    for line, ask in CALLS:
+        server.answers[line] = denial3(401, "Nobody knows it", identity)
+        if ask in (validity, ending):
+            assert ask(server.url) is False
+        else:
+            assert "refused: Nobody knows it (status 401)" in refused(401, ask, server.url)
+    server.answers[VALIDATE] = denial3(403, "Missing required permission: all", identity)
+    assert validity(server.url) is True and by_key(server.url)
+
+
+FOREIGN_IDS = ["", "Undefined", "HMXI78WI", "hmxi78w", "hmxi78wi0", "hmxi-8wi", "hmxi78wí", "*"]
+FOREIGN_IDS += [
+    "5f3c8a52-6d0e-4b1c-9a47-0d6f1f3e2a11",
+    "0123456789abcdef" * 2,
+    "hmxi78wi, hmxi78wi",
+]
+
+
+@pytest.mark.parametrize("identity", FOREIGN_IDS)
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_error_object_of_a_gateway_says_nothing_of_a_secret(
+    server: Server, status: int, identity: str
+) -> None:
+    for line, ask in CALLS:
+        server.answers[line] = denial3(status, "Unauthorized", identity)
+        assert "in front of it" in refused(status, ask, server.url)
+        server.answers[line] = denial(status, "Old")._replace(identity=identity)
+        if ask is by_password:  # Immich 2 behind the gateway
+            assert "refused: Old" in refused(status, ask, server.url)
+
+
+STRANGE_PATHS: List[object] = [[], None, 7, "a", {"a": "b"}, [{}]]
+STRANGE_ERRORS: List[object] = [None, 7, "a", {}, {"path": ["a"], "message": "b"}, [], [[[]]]]
+HOSTILE_ERRORS: List[Tuple[object, str]] = [
+    (INVALID, "; email: " + "; password: ".join(each["message"] for each in INVALID)),
+    ([{"path": ["a", "b"], "message": "c"}], "; a.b: c"),
+    *(([{"path": path, "message": "c"}], "; c") for path in STRANGE_PATHS),
+    ([{"message": "c"}], "; c"),
+    *(([{"path": ["a"], "message": text}], "") for text in (None, 7, ["c"], {"c": "d"})),
+    ([{"path": ["a"]}, None, 7, "a", ["a"], {}, {"path": ["\n"], "message": "c"}], "; \\n: c"),
+    *((errors, "") for errors in STRANGE_ERRORS),
+]
+
+
+@pytest.mark.parametrize("errors, told", HOSTILE_ERRORS, ids=lambda each: ascii(each)[:30])
+def test_what_did_not_pass_validation_is_told(server: Server, errors: object, told: str) -> None:
+    server.answers[LOG_IN] = denial3(400, "Validation failed", errors=errors)
+    text = refused(400, by_password, server.url)
+    assert text.endswith(f": the server refused: Validation failed{told} (status 400)")
+
+
+def test_what_did_not_pass_validation_is_told_short_and_without_secrets(server: Server) -> None:
+    for (line, ask), secret in zip(CALLS, (PASSWORD, KEY, KEY, TOKEN)):
+        for text in (secret, "x" * 177 + secret, "y" * (1 << 19)):
+            errors = [{"path": [text], "message": text}]
+            server.answers[line] = denial3(400, "Validation failed", errors=errors)
+            told = refused(400, ask, server.url)
+            assert secret[:5] not in told and len(told) < len(server.url) + 260
+
+
+def test_a_password_login_says_which_device_it_is(server: Server, monkeypatch: Any) -> None:
+    for host, shown in (("my-nas", "my-nas"), ("Zoë's\tÜ\n2", "Zo's2"), ("写真", None), ("", None)):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        for _, ask in CALLS:
+            ask(server.url)
+        sent = {asked.line: asked.headers for asked in server.asked}
+        devices = [sent[LOG_IN].get_all(name) for name in ("deviceType", "deviceModel")]
+        assert devices == [["immich-session"], shown and [shown]]
+        assert not any("deviceType" in sent[line] for line in (WELL_KNOWN, PING, VALIDATE, LOG_OUT))
+
+
+# Whose session it is, and what it may do
+
+
+def whose(url: str, auth: Any = SESSION.auth, headers: Mapping[str, str] = {}) -> Account:
+    return whoami(Session(f"{url}/api/", auth, "", headers))
+
+
+USER_ID = "605017a4-509e-4c2d-b978-2e953e321e99"
+
+
+def test_the_server_tells_whose_session_it_is_and_what_it_may_do(immich: Server) -> None:
+    assert whose(immich.url, LOGIN.auth) == Account(EMAIL, USER_ID, None, ("all",))
+    old = immich.version == "v1.124.2"
+    name, permissions = (None, None) if old else ("test all", ("all",))
+    assert whose(immich.url) == Account(EMAIL, USER_ID, name, permissions)
+    assert immich.lines == [USER, USER, ME]
+    immich.answers[ME] = recorded("weak me", immich.version)
+    weak = (None, None) if old else ("test user_read", ("user.read",))
+    assert whose(immich.url) == Account(EMAIL, USER_ID, *weak)
+    immich.answers[USER] = recorded("no user.read", immich.version)
+    assert whose(immich.url) == Account(None, None, *weak)
+    sent = [
+        asked.headers.get("x-api-key") or asked.headers["Authorization"] for asked in immich.asked
+    ]
+    assert sent == [f"Bearer {TOKEN}"] + [KEY] * 6
+
+
+@pytest.mark.parametrize(
+    "line, auth", [(USER, SESSION.auth), (USER, LOGIN.auth), (ME, SESSION.auth)]
+)
+def test_whose_session_it_is_cannot_be_told_of_one_that_is_refused(
+    immich: Server, line: str, auth: Any
+) -> None:
+    answers = [
+        recorded("bad key", immich.version),
+        recorded("500", immich.version),
+        Reply(403, PAGE),
+    ]
+    answers += [denial3(403, "Forbidden", ""), Reply(200, PAGE), Reply(200, "[]"), redirect("/x")]
+    answers += [denial(400, "Bad")] * (line == USER)
+    for reply in answers:
+        immich.answers[line] = reply
+        refused(reply.status, whose, immich.url, auth)
+    immich.answers[line] = b""
+    refused(None, whose, immich.url, auth)
+    immich.answers.update({line: recorded("closed"), CONFIG: recorded("maintenance")})
+    assert isinstance(failure(whose, immich.url, auth), ServerUnreachableError)
+
+
+@pytest.mark.parametrize("echo", [KEY, f"my {KEY}!", HEADER, f"Basic {HEADER}", "s3cr3t-8"])
+def test_a_text_with_a_secret_of_ours_is_none(server: Server, echo: str) -> None:
+    headers = {"X-A": HEADER, "X-B": f"Basic {HEADER}", "X-C": "s3cr3t-8"}
+    facts = {"email": echo, "id": echo, "name": echo, "permissions": ["a.b", echo, "c.d"]}
+    server.answers[USER] = server.answers[ME] = Reply(200, json.dumps(facts))
+    assert whose(server.url, headers=headers) == Account(None, None, None, ("a.b", "c.d"))
+
+
+def test_a_short_value_of_a_header_changes_nothing_that_is_told(server: Server) -> None:
+    headers = {"X-A": "a", "X-B": "all", "X-C": "test", "X-D": "7-chars"}
+    facts = {"name": "test 7-chars", "permissions": ["all", "asset.read"]}
+    server.answers[ME] = Reply(200, json.dumps(facts))
+    expected = Account(EMAIL, USER_ID, "test 7-chars", ("all", "asset.read"))
+    assert whose(server.url, headers=headers) == expected
+
+
+@pytest.mark.parametrize("other", [None, 7, True, ["x"], {"x": "y"}])
+def test_what_is_no_string_is_none(server: Server, other: Any) -> None:
+    facts = {"email": other, "id": other, "name": other, "permissions": ["a.b", other, 0]}
+    server.answers[USER] = server.answers[ME] = Reply(200, json.dumps(facts))
+    assert whose(server.url) == Account(None, None, None, ("a.b",))
+    told = () if isinstance(other, list) else None
+    server.answers[ME] = Reply(200, json.dumps({"permissions": [[other]] if told == () else other}))
+    assert whose(server.url).permissions == told
+    server.answers[USER] = server.answers[ME] = Reply(200, "{}")
+    assert whose(server.url) == Account(None, None, None, None)
 
 
 # Answers that are none
@@ -6775,6 +6958,13 @@ class Always(Dict[str, Answer]):
 
     def get(self, line: str, default: Any = None) -> Any:
         return self["everything"]
+
+
+class Exactly(Dict[str, Answer]):
+    """These answers, and a 404 to all else, pings included."""
+
+    def get(self, line: str, default: Any = None) -> Any:
+        return dict.get(self, line, Reply(404))
 
 
 ANSWERING: List[Server] = []
@@ -6946,7 +7136,12 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
     server, other = serve(), serve()
     for line, ask in CALLS:
         server.answers[line] = redirect(other.url + line.split()[1], status)
-        assert f"{other.url}/api " in refused(status, ask, server.url)
+        assert f"use the address {other.url}/api " in refused(status, ask, server.url)
+        path = line.split()[1]
+        for end in (f"/?rd={path}", f"/#{path}", f"{path}?rd={path}", f"{path}/", f"{path}/login"):
+            server.answers[line] = redirect(other.url + end, status)
+            text = refused(status, ask, server.url)
+            assert "use the address" not in text and "a login page" in text and "-H" in text
         assert not other.asked and server.lines[-1] == line
 
 
@@ -6958,6 +7153,12 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
         ("//127.0.0.1/login", "it redirects to http://127.0.0.1/login: {page}"),
         ("https://127.0.0.1/api/auth/login", "use the address https://127.0.0.1/api instead"),
         ("https://127.0.0.1/?rd=/api/auth/login", "it redirects to https://127.0.0.1/***: {page}"),
+        (
+            "https://127.0.0.1/api/auth/login?a=b",
+            "it redirects to https://127.0.0.1/api/auth/login***: {page}",
+        ),
+        ("/login?rd=/api/auth/login", "it redirects to {url}/login***: {page}"),
+        ("/#/api/auth/login", "it redirects to {url}/***: {page}"),
         ("https://a.test/outpost?rd=https://127.0.0.1/api/auth/login#/api/auth/login", "{page}"),
     ],
 )
@@ -6966,6 +7167,185 @@ def test_a_redirect_is_told_as_an_address(server: Server, location: str, told: s
     page = "to a login page in front of the server (it may need extra headers, -H), or this is"
     page += " the wrong address"
     assert refused(301, by_password, server.url).endswith(told.format(url=server.url, page=page))
+
+
+def visited(server: Server) -> str:
+    """Return what was asked, in short: W is /.well-known/immich, P is /server/ping."""
+    lines = " ".join(asked.line for asked in server.asked)
+    for long, short in (("GET ", ""), ("/.well-known/immich", "W"), ("/server/ping", "P")):
+        lines = lines.replace(long, short)
+    return lines
+
+
+SEARCHES = {
+    "": "W /apiP",
+    "/": "W /apiP",
+    "/api": "/apiP /apiW /api/apiP W",
+    "/photos": "/photosW /photos/apiP W /apiP",
+    "/#top": "W /apiP",
+    "/user-settings?isOpen=api-keys": "/user-settingsW /user-settings/apiP W /apiP",
+    "/auth/login?autoLaunch=0": "/auth/loginW /auth/login/apiP /authW /auth/apiP W /apiP",
+    "/share/x/photos/y": "/share/x/photos/yW /share/x/photos/y/apiP /share/x/photosW "
+    "/share/x/photos/apiP /share/xW /share/x/apiP /shareW /share/apiP W /apiP",
+    "/photos/api": "/photos/apiP /photos/apiW /photos/api/apiP /photosW W /apiP",
+    "/a//b/?c=/d": "/a//bW /a//b/apiP /aW /a/apiP W /apiP",
+    "/1/2/3/4/5": "/1/2/3/4/5W /1/2/3/4/5/apiP /1/2/3/4W /1/2/3/4/apiP /1/2/3W /1/2/3/apiP "
+    "/1/2W /1/2/apiP /1W /1/apiP W /apiP",
+    "/1/2/3/4/5/6": "/1/2/3/4/5/6W /1/2/3/4/5/6/apiP /1/2/3/4/5W /1/2/3/4/5/apiP /1/2/3/4W "
+    "/1/2/3/4/apiP /1/2/3W /1/2/3/apiP /1/2W /1/2/apiP /1W /1/apiP",
+}
+
+
+@pytest.mark.parametrize("typed", SEARCHES)
+def test_the_api_is_looked_for_in_this_order(server: Server, typed: str) -> None:
+    server.answers = Exactly()
+    for ask in (resolve_api_url, by_key, by_password):
+        text = refused(404, ask, server.url + typed, extra_headers=EXTRA)
+        assert visited(server) == SEARCHES[typed]
+        bases = re.findall(r"(\S+)P", SEARCHES[typed])
+        assert f"(tried {', '.join(server.url + base for base in bases)})" in text
+        for asked in server.asked:
+            assert not asked.body and not re.search(f"{KEY}|{PASSWORD}", str(asked.headers))
+        server.asked.clear()
+
+
+@pytest.mark.parametrize(
+    "typed, base",
+    [(typed, "/api") for typed in SEARCHES if typed != "/1/2/3/4/5/6"]
+    + [(f"/photos/api{page}", "/photos/api") for page in ("", "/", "/users", "/auth/login?a=b#c")]
+    + [(f"/photos{page}", "/photos/api") for page in ("", "/", "/user-settings?isOpen=api-keys")],
+)
+def test_the_api_is_found_from_the_address_of_a_page(server: Server, typed: str, base: str) -> None:
+    server.answers = Exactly({f"GET {base}/server/ping": PONG})
+    assert resolve_api_url(server.url + typed) == server.url + base
+    server.answers[VALIDATE.replace("/api", base)] = recorded(VALIDATE)
+    assert by_key(server.url + typed).server_url == server.url + base
+
+
+def test_an_address_that_comes_up_twice_is_asked_once(server: Server) -> None:
+    for path in ("", "/share"):
+        server.answers[f"GET {path}/.well-known/immich"] = endpoint("/api/")
+    server.answers[PING] = Reply(404)
+    assert "(tried " in refused(404, resolve_api_url, f"{server.url}/share")
+    assert visited(server) == "/shareW /apiP /share/apiP W"
+
+
+FALSE_PONGS = [Reply(status, PONG.body) for status in (202, 401, 404, 500)]
+FALSE_PONGS += [Reply(200, body) for body in ('"pong"', '["pong"]', '[{"res":"pong"}]', "pong")]
+FALSE_PONGS += [Reply(200, f'{{"res":{res}}}') for res in ('"Pong"', '["pong"]', "true", "null")]
+
+
+@pytest.mark.parametrize("reply", FALSE_PONGS, ids=lambda reply: f"{reply.status} {reply.body}")
+def test_nothing_but_pong_is_pong(server: Server, reply: Reply) -> None:
+    server.answers[PING] = reply
+    for ask in (by_key, by_password):
+        assert "there is no Immich API" in refused(reply.status, ask, server.url)
+    assert set(visited(server).split()) == {"W", "/apiP"}
+
+
+@pytest.mark.parametrize(
+    "location, base",
+    [
+        ("/photos/api/server/ping", "/photos/api"),
+        ("/photos/api/server/ping?a=b", "/photos/api"),
+        ("/server/ping", ""),
+        ("/elsewhere/ping", None),
+        ("/login?rd=/api/server/ping", None),
+        ("/login#/api/server/ping", None),
+    ],
+)
+def test_a_ping_that_is_redirected_moves_the_base(
+    server: Server, location: str, base: Optional[str]
+) -> None:
+    server.answers = Exactly({PING: redirect(location, 302)})
+    server.answers[f"GET {location.split('#')[0]}"] = PONG
+    if base is None:
+        refused(200, resolve_api_url, server.url)
+    else:
+        assert resolve_api_url(server.url) == server.url + base
+
+
+NOT_READY = [429, 502, 503, 504]
+
+
+@pytest.mark.parametrize("status", NOT_READY)
+def test_what_is_not_ready_ends_the_search_and_every_request(server: Server, status: int) -> None:
+    asks = (resolve_api_url, by_key, by_password)
+    for reply in (Reply(status, PAGE), Reply(status), denial3(status, "Service Unavailable", "x")):
+        for line in ("/.well-known/immich", "/api/server/ping"):
+            server.answers[f"GET /photos{line}"] = reply
+            for ask in asks:
+                server.asked.clear()
+                error = failure(ask, f"{server.url}/photos")
+                assert (type(error), error.status) == (ServerUnreachableError, status)
+                assert "not ready" in str(error) and "try again" in str(error)
+                assert server.asked[-1].line == f"GET /photos{line}"
+            server.answers[f"GET /photos{line}"] = Reply(404)
+        for line, ask in (*CALLS, (USER, whose), (ME, whose)):
+            before, server.answers[line] = server.answers[line], reply
+            error = failure(ask, server.url)
+            assert (type(error), error.status) == (ServerUnreachableError, status)
+            server.answers[line] = before
+    for line, ask in CALLS:
+        for own in (denial(status, "Busy"), denial3(status, "Busy")):
+            server.answers[line] = own
+            assert "the server refused: Busy" in refused(status, ask, server.url)
+
+
+def test_a_server_that_goes_away_ends_the_search(server: Server) -> None:
+    for line in ("/.well-known/immich", "/api/server/ping"):
+        server.answers[f"GET /photos{line}"] = b""
+        refused(None, resolve_api_url, f"{server.url}/photos")
+        assert server.asked[-1].line == f"GET /photos{line}"
+        server.answers[f"GET /photos{line}"] = Reply(404)
+    assert resolve_api_url(f"{server.url}/photos") == f"{server.url}/api"
+
+
+# What stands where Immich was expected; THERE is another server.
+WALLS = {
+    "a web site": Reply(200, PAGE),
+    "no page": Reply(404, PAGE),
+    "a router": Reply(200, '{"login":true}'),
+    "Basic authentication": Reply(401),
+    "a gateway": Reply(401, '{"message":"Unauthorized"}'),
+    "a gateway with an id": denial3(403, "Forbidden", "5f3c8a52-6d0e-4b1c-9a47-0d6f1f3e2a11"),
+    "another Immich": denial3(401, "Authentication required"),
+    "a fault": Reply(500, PAGE),
+    "Cloudflare": redirect("THERE/cdn-cgi/access/login/x?redirect_url=/api/server/ping", 302),
+    "Authelia": redirect("THERE/?rd=http://127.0.0.1/api/server/ping", 302),
+    "Authentik": redirect("THERE/application/o/authorize/?state=/.well-known/immich", 302),
+    "a page with a fragment": redirect("THERE/#/api/server/ping", 303),
+    "a page with both": redirect("THERE/.well-known/immich?rd=/.well-known/immich", 307),
+}
+
+
+@pytest.fixture(params=WALLS)
+def wall(serve: Any, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """What is no Immich; at the end, neither it nor who it points to was sent anything."""
+    server, there = serve(), serve()
+    reply: Reply = WALLS[request.param]
+    location = reply.location.replace("THERE", there.url.replace("127.0.0.1", "localhost"))
+    server.answers = Always(everything=reply._replace(location=location))
+    yield server
+    assert server.asked and not there.asked
+    for asked in server.asked:
+        assert asked.line.startswith("GET ") and not asked.body
+        assert not [secret for secret in SECRETS if secret in str(asked.headers)]
+
+
+def is_told_as_a_wall(text: str, server: Server) -> bool:
+    """Tell whether an error says what is there instead of an API, and suggests no address."""
+    reply = server.answers["everything"]
+    assert isinstance(reply, Reply) and "use the address" not in text
+    where = f"it redirects to {reply.location.split('?')[0].split('#')[0]}"
+    where = where if reply.location != "/" else f"(tried {server.url}/api)"
+    return where in text and "a login page in front" in text and "extra headers, -H" in text
+
+
+def test_what_is_no_immich_is_sent_no_secret(wall: Server) -> None:
+    reply = wall.answers["everything"]
+    for ask in (by_key, by_password, resolve_api_url):
+        assert is_told_as_a_wall(refused(getattr(reply, "status", 0), ask, wall.url), wall)
 
 
 # Certificates, names and proxies
@@ -6981,18 +7361,90 @@ def test_a_server_is_trusted_by_its_certificate(secure: Any, certificate: str) -
             assert "certificate" in refused(None, ask, server.url) and not server.asked
 
 
+@pytest.mark.parametrize(
+    "trusted, told",
+    [
+        (None, "; for a CA of your own, let SSL_CERT_FILE name its certificate"),
+        ("", "; for a CA of your own, let SSL_CERT_FILE name its certificate"),
+        ("nowhere.pem", "; the file that SSL_CERT_FILE names, FILE, does not exist"),
+        ("expired.pem", "; the file that SSL_CERT_FILE names, FILE, does not hold its issuer"),
+        ("key.pem", "; the file that SSL_CERT_FILE names, FILE, does not hold its issuer"),
+    ],
+)
+@pytest.mark.parametrize("certificate", ["good", "foreign"])
+def test_the_file_of_trusted_certificates_is_named_where_the_issuer_is_not_known(
+    secure: Any, certificates: Path, monkeypatch: Any, trusted: Any, told: str, certificate: str
+) -> None:
+    server = secure(certificate=certificate)
+    file = str(certificates / trusted) if trusted else ""
+    monkeypatch.setenv("SSL_CERT_FILE", file)
+    if trusted is None:
+        monkeypatch.delenv("SSL_CERT_FILE")
+    for _, ask in CALLS:
+        text = refused(None, ask, server.url)
+        assert ": its certificate cannot be verified: " in text
+        assert text.endswith(told.replace("FILE, ", f"{file}, "))
+    assert not server.asked
+
+
+@pytest.mark.parametrize("certificate", ["expired", "wrong-name"])
+def test_the_file_of_trusted_certificates_is_not_blamed_for_the_faults_of_a_server(
+    secure: Any, certificate: str
+) -> None:
+    text = refused(None, validity, secure(certificate=certificate).url)
+    assert "its certificate cannot be verified" in text and "SSL_CERT_FILE" not in text
+
+
 def test_a_short_password_does_not_garble_what_we_say_ourselves() -> None:
     error = failure(login_password, f"http://{NOWHERE}/api", EMAIL, "e")
     assert str(error).endswith(f": {os.strerror(errno.ECONNREFUSED)}")
 
 
 def test_a_problem_of_tls_is_told_plainly(server: Server, secure: Any) -> None:
-    assert "TLS" in refused(None, validity, server.url.replace("http:", "https:"))
+    told = refused(None, validity, server.url.replace("http:", "https:"))
+    assert told.endswith("TLS failed: is this an http server?")
     failure(validity, secure().url.replace("https:", "http:"))
     strict = secure(clients=ssl.CERT_REQUIRED)  # it wants a certificate of ours
     for _, ask in CALLS * 2:
         assert not re.search(r"\(\w*(str|Error)\)", refused(None, ask, strict.url))
     assert not strict.asked
+
+
+def test_a_server_that_wants_a_certificate_of_ours_is_told_as_that(secure: Any) -> None:
+    strict = secure(clients=ssl.CERT_REQUIRED)
+    strict.tls.maximum_version = ssl.TLSVersion.TLSv1_2  # it says so in the handshake
+    for _, ask in CALLS:
+        assert "it may want a client certificate" in refused(None, ask, strict.url)
+
+
+@pytest.mark.parametrize(
+    "alert, told",
+    [
+        (40, "it refused the TLS connection: it may want a client certificate"),
+        (42, "it refused the TLS connection: it may want a client certificate"),
+        (116, "it refused the TLS connection: it may want a client certificate"),
+        (70, "TLS failed: tlsv1 "),
+        (80, "TLS failed: tlsv1 "),
+        (112, "TLS failed: tlsv1 "),
+    ],
+)
+def test_only_what_speaks_no_tls_is_called_an_http_server(
+    serve: Any, alert: int, told: str
+) -> None:
+    url = serve(tls=(bytes([21, 3, 3, 0, 2, 2, alert]), b"")).url
+    text = refused(None, validity, url)
+    assert told in text and "http server" not in text
+
+
+def test_a_python_without_ssl_says_so_of_https(server: Server) -> None:
+    code = "import sys; sys.modules['_ssl'] = None" + PROGRAM
+    python = ["-c", code + "sys.exit(immich_session.main(sys.argv[2:]))"]
+    for address in (f"https://{NOWHERE}", NOWHERE):
+        done = run("login", address, *BY_KEY, stdin=KEY, python=python)
+        assert (done.status, one_sentence(done.err)) == (3, True)
+        assert ": https needs Python's module ssl, which is missing here" in done.err
+        assert ("write http://" in done.err) is (address == NOWHERE)
+    assert run("login", server.url, *BY_KEY, stdin=KEY, python=python).status == 0
 
 
 def test_a_server_that_is_not_there_is_told() -> None:
@@ -7303,6 +7755,78 @@ def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
     os.close(slave)
 
 
+def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
+    log_in: Any, cli: Any, base: Path, wall: Server
+) -> None:
+    logins = [(KEY, BY_KEY), (PASSWORD, BY_PASSWORD), ("", ["-k", KEY]), ("", ["-e", EMAIL])]
+    for secret, flags in logins:
+        status, _, err = log_in(secret, wall.url, *flags)
+        assert status in (1, 4) and is_told_as_a_wall(err, wall)
+        assert ("--no-verify" in err) is ("-k" in flags)
+        assert sys.stdin.buffer.tell() == 0 and not base.exists()
+    SessionStore().save(Session(f"{wall.url}/api", LOGIN.auth, ""))
+    assert log_in(PASSWORD, "-p", "-").status in (1, 4) and sys.stdin.buffer.tell() == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["-k", "-"], ["-e", EMAIL]], ids=" ".join)
+def test_a_person_is_asked_for_a_secret_by_the_name_of_the_api_found_and_else_not(
+    server: Server, flags: List[str]
+) -> None:
+    what = "password" if "-e" in flags else "API key"
+    typed = f"{PASSWORD}\n".encode()
+    screen = at_terminal("login", f"{server.url}/share", *flags, typed=typed)
+    assert f"{what} for {server.url}/api: " in screen.text and screen.status == 0
+    server.answers = Always(everything=Reply(200, PAGE))
+    screen = at_terminal("login", server.url, *flags, typed=b"")  # it would wait for ever
+    assert screen.status == 1 and f"{what} for" not in screen.text
+
+
+@pytest.mark.parametrize("status", NOT_READY)
+def test_what_is_not_ready_is_status_3(cli: Any, log_in: Any, server: Server, status: int) -> None:
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    for reply, expected in ((Reply(status, PAGE), 3), (denial3(status, "Busy"), 1)):
+        server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), reply))
+        for secret, flags in EITHER:
+            assert log_in(secret, server.url, *flags, "-P", "new").status == expected
+        checked = cli("status", "--check", "--json")
+        assert (checked.status, json.loads(checked.out)["valid"]) == (expected, None)
+        SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""), "gone")
+        assert cli("logout", "-P", "gone").status == expected
+    server.answers[WELL_KNOWN] = Reply(status)
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "new").status == 3
+
+
+@pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
+def test_maintenance_is_status_3(cli: Any, log_in: Any, server: Server, version: str) -> None:
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    closed = (WELL_KNOWN, VALIDATE, LOG_IN, LOG_OUT, USER)
+    server.answers.update(dict.fromkeys(closed, recorded("closed", version)))
+    server.answers[CONFIG] = recorded("maintenance", version)
+    outcomes = [log_in(secret, server.url, *flags, "-P", "new") for secret, flags in EITHER]
+    outcomes += [cli("status", "--check"), cli("logout")]
+    assert [outcome.status for outcome in outcomes] == [3] * 4
+    assert all("maintenance mode: try again later" in outcome.err for outcome in outcomes)
+
+
+@pytest.mark.parametrize("command, status", [("status --check", 4), ("logout", 0)])
+def test_a_session_that_immich_3_has_ended_is_told_as_that(
+    cli: Any, serve: Any, command: str, status: int
+) -> None:
+    server = serve(version="v3.0.3")
+    server.answers[VALIDATE] = server.answers[LOG_OUT] = recorded("bad token", "v3.0.3")
+    SessionStore().save(Session(f"{server.url}/api", LOGIN.auth, ""))
+    outcome = cli(*command.split())
+    told = "Valid: no\n" if status else ": the session had ended on the server already\n"
+    assert (outcome.status, told in outcome.out + outcome.err) == (status, True)
+
+
+def test_a_password_that_immich_3_refuses_is_told_in_its_words(log_in: Any, serve: Any) -> None:
+    server = serve(version="v3.0.3")
+    server.answers[LOG_IN] = recorded("wrong password", "v3.0.3")
+    status, _, err = log_in(PASSWORD, server.url, *BY_PASSWORD)
+    assert status == 4 and err.endswith("refused: Incorrect email or password (status 401)\n")
+
+
 def test_login_stores_the_address_it_discovers(log_in: Any, serve: Any, secure: Any) -> None:
     safe = secure()
     plain = serve({WELL_KNOWN: redirect(f"{safe.url}/.well-known/immich")})
@@ -7414,10 +7938,11 @@ def test_logout_of_all_goes_on_after_a_failure_to_ask(cli: Any, server: Server) 
     assert (SessionStore().list_profiles(), server.lines) == ([], [LOG_OUT])
 
 
-@pytest.mark.parametrize("path", ["/api", "/sub/api"])
+@pytest.mark.parametrize("path", ["/api", "/sub/api", "/back"])
 def test_login_renews_at_the_very_server(log_in: Any, server: Server, path: str) -> None:
     lines = [line.replace("/api", path) for line in (LOG_IN, LOG_OUT, VALIDATE)]
     server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
+    server.answers[f"GET {path}/server/ping"] = PONG
     SessionStore().save(Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", EXTRA))
     assert "the replaced session has ended" in log_in(PASSWORD, "-p", "-").err
     assert json.loads(server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
@@ -7439,7 +7964,7 @@ def test_headers_are_stored_but_not_shown(cli: Any, log_in: Any, server: Any, ba
     for command in ("status", "status --json", "status --check", "profile list", "logout"):
         status, out, err = cli(*command.split())
         assert status == 0 and HEADER not in out + err
-    assert len(server.asked) == 7 and all(asked.headers["A"] == HEADER for asked in server.asked)
+    assert len(server.asked) == 6 and all(asked.headers["A"] == HEADER for asked in server.asked)
 
 
 @pytest.mark.parametrize(
@@ -7480,6 +8005,411 @@ def test_an_interrupt_does_not_wait_for_the_server(server: Server, base: Path) -
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20)[1].endswith(b"immich_session: interrupted\n")
     assert process.returncode == 130 and not list(base.rglob("session.json"))
+
+
+# The commands that ask a server: nothing stored is lost, no session is left behind
+
+
+NEW_TOKEN = json.loads(SESSION_FACTS + "}")["accessToken"]
+THEIRS = Session(URL, ApiKey("their-key", "their key"), "then")
+
+
+def hold(server: Server, auth: immich_session.AuthMethod) -> Session:
+    """Store a session of the server in the profile "default"."""
+    SessionStore().save(Session(f"{server.url}/api", auth, "then"))
+    return Session(f"{server.url}/api", auth, "then")
+
+
+def held() -> Any:
+    """Return the secret that the profile "default" holds."""
+    return getattr(SessionStore().load("default"), "secret", None)
+
+
+def after(first: Callable[[], object], reply: Answer) -> Callable[[], Any]:
+    """Return an answer that is given when something else has happened first."""
+
+    def answer() -> Answer:
+        first()
+        return reply
+
+    return answer
+
+
+def ended(server: Server) -> List[str]:
+    """Return the tokens of the sessions that were ended on the server."""
+    asked = (asked for asked in server.asked if asked.line == LOG_OUT)
+    return [each.headers["Authorization"].split()[1] for each in asked]
+
+
+def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
+    """Tell whether a person was told what the profile holds, and both ways to go on."""
+    ways = "-P NAME stores the new session elsewhere, -P default replaces that one"
+    told = f'profile "default" holds {what}: {ways}\n'
+    return outcome.status == 1 and one_sentence(outcome.err) and outcome.err.endswith(told)
+
+
+@pytest.mark.parametrize(
+    "auth, flags, described",
+    [
+        (ApiKey(KEY, "mine"), BY_KEY, ""),
+        (ApiKey("old", "test all"), BY_KEY, ""),
+        (ApiKey("old", "mine"), [*BY_KEY, "-n", "mine"], ""),
+        (ApiKey("old", "Test all"), BY_KEY, 'API key "Test all"'),
+        (ApiKey("old", "test all"), [*BY_KEY, "-n", "mine"], 'API key "test all"'),
+        (ApiKey("old"), BY_KEY, "an API key without a name"),
+        (ApiKey("old", "API Key"), [*BY_KEY, "-n", "API Key"], 'API key "API Key"'),
+        (ApiKey(NEW_TOKEN, EMAIL), BY_PASSWORD, f'API key "{EMAIL}"'),
+        (Jwt("old", "u", "Admin@Immich.TEST"), BY_PASSWORD, ""),
+        (Jwt("old", USER_ID, "a@b.c"), BY_PASSWORD, "the session of a@b.c"),
+        (Jwt("old", "u", ""), BY_PASSWORD, "the session of a password login"),
+        (Jwt("old", "u", ""), ["-e", "", "-p", "-"], "the session of a password login"),
+        (Jwt(KEY, "u", "test all"), BY_KEY, "the session of test all"),
+    ],
+    ids=str,
+)
+def test_login_replaces_nothing_but_a_session_of_the_same_account(
+    log_in: Any, server: Server, auth: Any, flags: List[str], described: str
+) -> None:
+    secret, new = (KEY, KEY) if "-k" in flags else (PASSWORD, NEW_TOKEN)
+    old = hold(server, auth)
+    outcome = log_in(secret, server.url, *flags)
+    if described:
+        assert is_refusal_to_replace(outcome, f"{described} for {server.url}/api")
+        assert SessionStore().load() == old
+        if isinstance(auth, Jwt) or "-e" in flags:  # known before
+            assert sys.stdin.buffer.tell() == 0 and visited(server) == "W /apiP"
+    else:
+        assert (outcome.status, held()) == (0, new)
+    for profile in ("new", "default"):
+        assert log_in(secret, server.url, *flags, "-P", profile).status == 0
+        assert getattr(SessionStore().load(profile), "secret", None) == new
+    hold(server, auth)
+    name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
+    assert (log_in(secret, *flags, *name).status, held()) == (0, new)  # no SERVER: renewed
+
+
+def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
+    log_in: Any, server: Server
+) -> None:
+    names = (None, "", "API Key")
+    for old in (ApiKey("old", name) for name in names):
+        for told in names:
+            server.answers[ME] = Reply(200, json.dumps({"name": told, "permissions": ["all"]}))
+            hold(server, old)
+            assert (log_in(KEY, server.url, *BY_KEY).status, held()) == (1, "old")
+
+
+@pytest.mark.parametrize(
+    "stored, typed, is_same",
+    [
+        ("https://photos.test/api", "https://photos.test", True),
+        ("https://photos.test/api", "https://PHOTOS.test:443/api/", True),
+        ("http://photos.test/api", "https://photos.test", True),
+        ("http://photos.test:80/api/", "photos.test", True),
+        ("https://photos.test/api", "https://other.test", False),
+        ("https://photos.test/api", "https://photos.test:8443", False),
+        ("http://photos.test:81/api", "https://photos.test", False),
+        ("https://photos.test/api", "https://photos.test/sub/api", False),
+        ("https://photos.test/api", "https://x.photos.test", False),
+        ("no URL", "https://photos.test", False),
+    ],
+)
+def test_login_and_import_replace_nothing_but_a_session_of_the_same_server(
+    log_in: Any, cli: Any, base: Path, stored: str, typed: str, is_same: bool
+) -> None:
+    described = f'API key "mine" for {stored}'
+    for flags, old in ((["-n", "mine"], "old"), ([], KEY)):
+        SessionStore().save(Session(stored, ApiKey(old, "mine"), "then"))
+        outcome = log_in(KEY, typed, "--no-verify", *BY_KEY, *flags)
+        assert outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
+    put(base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
+    SessionStore().save(Session(stored, ApiKey(KEY, "mine"), "then"))
+    outcome = cli("import")
+    assert outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
+    SessionStore().save(Session(stored, ApiKey("old", "mine"), "then"))
+    assert is_refusal_to_replace(cli("import"), described) and held() == "old"
+    outcome = cli("import", "-P", "default")
+    assert (outcome.status, held()) == (0, KEY)
+    assert f"it replaced {described}\n" in outcome.err
+
+
+def test_a_profile_of_the_environment_is_not_named_by_hand(
+    log_in: Any, server: Server, monkeypatch: Any
+) -> None:
+    hold(server, THEIRS.auth)
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert (log_in(KEY, server.url, *BY_KEY).status, held()) == (1, "their-key")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff"])
+def test_a_broken_file_is_replaced_by_a_login_at_a_server(
+    log_in: Any, server: Server, base: Path, data: bytes
+) -> None:
+    put(base / "profiles" / "default" / "session.json", data)
+    assert (log_in(PASSWORD, server.url, *BY_PASSWORD).status, held()) == (0, NEW_TOKEN)
+
+
+@pytest.mark.parametrize("secret, flags", EITHER)
+@pytest.mark.parametrize("old", [None, SESSION.auth, Jwt("old", "u", EMAIL)], ids=str)
+@pytest.mark.parametrize("to", ["SERVER", ""])
+def test_what_another_process_stores_during_a_login_stays(
+    log_in: Any, server: Server, secret: str, flags: List[str], old: Any, to: str
+) -> None:
+    def store() -> None:
+        SessionStore().save(THEIRS)
+
+    kept = None if old is None else hold(server, old)
+    server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
+    status, _, err = log_in(secret, *[server.url] * bool(to), *flags)
+    was_asked = {LOG_IN, VALIDATE} & set(server.lines)
+    assert (status, SessionStore().load()) == (1, THEIRS if was_asked else kept)
+    assert ended(server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
+
+
+def test_what_was_replaced_is_told(log_in: Any, server: Server) -> None:
+    for auth, described in (
+        (ApiKey("old", "mine"), 'API key "mine"'),
+        (ApiKey("old"), "an API key without a name"),
+        (Jwt("old", "u", "a@b.c"), "the session of a@b.c"),
+        (Jwt("old", "u", ""), "the session of a password login"),
+    ):
+        told = f"immich_session: it replaced {described} for {server.url}/api\n"
+        for secret, flags in EITHER:
+            hold(server, auth)
+            assert told in log_in(secret, server.url, *flags, "-P", "default").err
+    assert "replaced" not in log_in(secret, server.url, *flags, "-P", "default").err
+
+
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        (recorded(LOG_OUT), "the replaced session has ended on the server"),
+        (recorded("bad token"), "the replaced session has ended on the server"),
+        (recorded("bad token", "v3.0.3"), "the replaced session has ended on the server"),
+        *(
+            (answer, "the replaced session may still be valid on the server")
+            for answer in (b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x"))
+        ),
+    ],
+)
+def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored(
+    log_in: Any, server: Server, answer: Any, told: str
+) -> None:
+    seen: List[str] = []
+    server.answers[LOG_OUT] = after(lambda: seen.append(held()), answer)
+    for secret, flags, new in ((KEY, BY_KEY, KEY), (PASSWORD, BY_PASSWORD, NEW_TOKEN)):
+        hold(server, LOGIN.auth)
+        status, _, err = log_in(secret, server.url, *flags, "-P", "default")
+        assert (status, seen.pop(), held()) == (0, new, new)
+        assert err.endswith(f"{told}\n")
+    assert ended(server) == [TOKEN, TOKEN]
+
+
+def test_a_login_whose_answer_is_not_whole_is_ended(log_in: Any, server: Server) -> None:
+    for name in ("userId", "userEmail"):
+        server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, name: None}))
+        assert (log_in(PASSWORD, server.url, *BY_PASSWORD).status, held()) == (1, None)
+    assert ended(server) == [TOKEN, TOKEN]
+
+
+def test_a_key_or_the_very_same_session_is_not_ended_when_it_is_replaced(
+    log_in: Any, server: Server
+) -> None:
+    for auth in (SESSION.auth, Jwt(NEW_TOKEN, "u", EMAIL)):
+        hold(server, auth)
+        assert log_in(PASSWORD, server.url, *BY_PASSWORD, "-P", "default").status == 0
+    hold(server, LOGIN.auth)
+    assert log_in(KEY, server.url, *BY_KEY, "--no-verify", "-P", "default").status == 0
+    assert not ended(server)
+
+
+# Run the command line, and press Ctrl-C when it has touched the files in DIRECTORY for the NUMBERth
+# time since FLAG is there: python -c CODE MODULE DIRECTORY FLAG NUMBER ARGUMENT...
+PRESSING = """
+import os, signal, sys
+module, directory, flag, number = sys.argv[1:5]
+left = [int(number)]
+def press(event, arguments):
+    if arguments and str(arguments[0]).startswith(directory) and os.path.exists(flag):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+import getpass, http.client, json, urllib.request
+sys.path.insert(0, os.path.dirname(module))
+import immich_session
+sys.addaudithook(press)
+sys.exit(immich_session.main(sys.argv[5:]))
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy tells less of what it does")
+def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
+    server: Server, base: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "answered"
+    server.answers[LOG_IN] = after(flag.touch, recorded(LOG_IN))
+    old = Session(f"{server.url}/api", Jwt(TOKEN, "u", EMAIL), "then")
+    outcomes = []
+    for number in range(1, 99):
+        shutil.rmtree(base, ignore_errors=True)
+        SessionStore().save(old)
+        flag.unlink(missing_ok=True)
+        server.asked.clear()
+        done = run(
+            *[base, flag, number, "login", server.url, *BY_PASSWORD],
+            python=["-c", PRESSING],
+            stdin=PASSWORD,
+        )
+        assert done.status in (0, 130) and sentences(done.err)
+        outcomes.append((done.status, held() == NEW_TOKEN))
+        assert NEW_TOKEN in (held(), *ended(server)) and held() not in ended(server)
+        assert everything_in(base / "profiles") == ["default", "session.json"]
+        if done.status == 0:
+            break
+    assert set(outcomes) == {(130, False), (130, True), (0, True)} and len(outcomes) > 4
+
+
+def test_ctrl_c_before_the_server_has_answered_stores_nothing(server: Server, base: Path) -> None:
+    command = [sys.executable, str(MODULE), "login", server.url, *BY_PASSWORD]
+    pipes: Any = dict.fromkeys(("stdin", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as process:
+
+        def press() -> Reply:
+            process.send_signal(signal.SIGINT)
+            server.closing.wait()
+            return recorded(LOG_IN)
+
+        server.answers[LOG_IN] = press
+        err = process.communicate(PASSWORD.encode(), timeout=20)[1]
+    assert (process.returncode, err) == (130, b"immich_session: interrupted\n")
+    assert not list(base.rglob("session.json")) and not ended(server)
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
+def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
+    log_in: Any, server: Server, monkeypatch: Any, variable: str
+) -> None:
+    SessionStore().save(THEIRS)
+    monkeypatch.setenv(variable, server.url)
+    for secret, flags in EITHER:
+        status, _, err = log_in(secret, *flags, "-P", "default")
+        assert (status, sys.stdin.buffer.tell(), held()) == (1, 0, "their-key")
+        assert one_sentence(err) and URL in err and server.url in err and "SERVER" in err
+        assert log_in(secret, *flags, "-P", "new").status == 0
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "default").status == 0
+
+
+def test_login_sends_the_extra_headers_of_the_environment(
+    log_in: Any, server: Server, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
+    monkeypatch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
+    other = ["-H", f"@{put(tmp_path / 'headers', 'X-B: b')}"]
+    cases: Tuple[Any, ...] = (([], [HEADER, None]), (other, [None, "b"]))
+    for flags, sent in cases:
+        for secret, by in EITHER:
+            server.asked.clear()
+            SessionStore().clear("x")
+            assert log_in(secret, *by, *flags, "-P", "x").status == 0
+            stored = getattr(SessionStore().load("x"), "extra_headers", {})
+            assert [stored.get(name) for name in ("X-A", "X-B")] == sent
+            for asked in server.asked:
+                assert [asked.headers[name] for name in ("X-A", "X-B")] == sent
+    assert log_in(KEY, server.url, *BY_KEY, "-P", "y").status == 0  # it is typed: not theirs
+    assert getattr(SessionStore().load("y"), "extra_headers", None) == {}
+
+
+@pytest.mark.parametrize(
+    "host, is_told",
+    [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.evil.test", True)]
+    + [("localhost", False), ("127.0.0.2", False), ("[::1]", False), ("x.localhost", False)],
+)
+def test_a_secret_that_travels_unencrypted_is_told(
+    proxy: Server, log_in: Any, host: str, is_told: bool
+) -> None:
+    base = f"http://{host}/api"
+    answers = {**proxy.answers, PING: PONG}
+    proxy.answers = {line.replace(" ", f" http://{host}", 1): a for line, a in answers.items()}
+    told = f"immich_session: note: to {base}, secrets travel unencrypted\n"
+    for secret, flags in EITHER:
+        status, _, err = log_in(secret, f"http://{host}", *flags, "-P", "x")
+        assert (status, told in err) == (0, is_told)
+    assert (told in log_in(KEY, f"http://{host}", "--no-verify", *BY_KEY, "-P", "x").err) == is_told
+    https = log_in(KEY, f"https://{host}", "--no-verify", *BY_KEY, "-P", "x")
+    assert https.status == 0 and "unencrypted" not in https.err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_asked_for(
+    server: Server, public: Path
+) -> None:
+    directory = public / "profiles" / "default"
+    directory.mkdir(parents=True)
+    for path in (directory, directory.parent):
+        path.chmod(0o555)
+    env: Dict[str, Optional[str]] = {"IMMICH_CONFIG_DIR": str(public)}
+    python = [
+        "-c",
+        "import encodings.idna, http.client, threading, urllib.request" + as_somebody(65534)[1],
+    ]
+    for unwritable in (directory, directory.parent):
+        done = run("login", server.url, *BY_PASSWORD, stdin=PASSWORD, env=env, python=python)
+        assert done.status == 1 and one_sentence(done.err) and str(unwritable) in done.err
+        shutil.rmtree(directory, ignore_errors=True)
+    assert visited(server) == "W /apiP W /apiP"
+
+
+@pytest.mark.parametrize("profiles", [["-P", "default"], ["--all"], []], ids=str)
+def test_logout_leaves_what_another_process_stored_meanwhile(
+    cli: Any, server: Server, profiles: List[str]
+) -> None:
+    server.answers[LOG_OUT] = after(lambda: SessionStore().save(THEIRS), recorded(LOG_OUT))
+    hold(server, LOGIN.auth)
+    status, _, err = cli("logout", *profiles)
+    assert (status, SessionStore().load()) == (0, THEIRS)
+    assert 'profile "default" holds another session by now, which stays\n' in err
+    assert "has ended on the server" in err and "removed" not in err
+
+
+@pytest.mark.parametrize(
+    "reply, permissions",
+    [
+        (recorded("weak me"), ["user.read"]),
+        (Reply(200, '{"name":"n","permissions":[]}'), []),
+        (Reply(200, '{"name":"n","permissions":["a\\u001bb","c"]}'), ["a\x1bb", "c"]),
+        (recorded(f"{ME} v1.124.2"), None),
+        (denial(403, "Missing"), None),
+    ],
+)
+def test_status_tells_whose_session_it_is_and_what_it_may_do(
+    cli: Any, server: Server, reply: Reply, permissions: Any
+) -> None:
+    hold(server, ApiKey(KEY, "mine"))
+    server.answers[ME] = reply
+    shown = ", ".join(permissions or []).replace("\x1b", "\\x1b") or "none"
+    for email in (EMAIL, None):
+        if email is None:
+            server.answers[USER] = recorded("no user.read")
+        report = json.loads(cli("status", "--check", "--json").out)
+        told = [report[name] for name in ("valid", "account", "permissions")]
+        assert told == [True, email, permissions]
+        lines = f"Account: {EMAIL}\n" if email else ""
+        lines += "" if permissions is None else f"Permissions: {shown}\n"
+        assert cli("status", "--check") == (0, cli("status").out + "Valid: yes\n" + lines, "")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", Reply(503), Reply(401), recorded("bad key"), recorded("500"), Reply(200, PAGE)]
+)
+@pytest.mark.parametrize("line", [USER, ME])
+def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
+    cli: Any, server: Server, line: str, answer: Answer
+) -> None:
+    hold(server, ApiKey(KEY, "mine"))
+    server.answers[line] = answer
+    assert cli("status", "--check") == (0, cli("status").out + "Valid: yes\n", "")
+    report = json.loads(cli("status", "--check", "--json").out)
+    assert [report[name] for name in ("valid", "account", "permissions")] == [True, None, None]
 
 
 # What people are told, word for word: "!" is before what standard error says, a number is the
@@ -7564,6 +8494,8 @@ Created: NOW
 Auth: access token
 Expires: known to the server only
 Valid: yes
+Account: admin@immich.test
+Permissions: all
 $ status -P default --check
 Source: profile "default" (HOME/.config/immich/profiles/default/session.json)
 API Key: test all
@@ -7572,6 +8504,8 @@ Created: NOW
 Auth: API key
 Expires: never
 Valid: yes
+Account: admin@immich.test
+Permissions: all
 $ status -P default --json
 {
   "profile": "default",
