@@ -1211,9 +1211,10 @@ class _Answer:
         texts = _texts(members["message"])
         errors = members.get("errors")  # of v3: what did not pass its validation
         for error in errors if isinstance(errors, list) else []:
-            if isinstance(error, dict):
-                where = ".".join(_texts(error.get("path")))
-                texts.append(_sentence(where, *_texts(error.get("message"))))
+            if isinstance(error, dict) and isinstance(error.get("message"), str):
+                path = error.get("path")
+                where = ".".join(_texts(path)) if isinstance(path, list) else None
+                texts.append(_sentence(where, error["message"]))
         return "; ".join(texts)
 
 
@@ -1995,7 +1996,7 @@ def _check_replaceable(
         return
     if not _is_same_account(old, new):
         problem = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
-        ways = f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces this"
+        ways = f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces it"
         raise SessionError(f"{problem}: {ways}")
 
 

@@ -8043,7 +8043,7 @@ def ended(server: Server) -> List[str]:
 
 def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
     """Tell whether a person was told what the profile holds, and both ways to go on."""
-    ways = "-P NAME stores the new session elsewhere, -P default replaces that one"
+    ways = "-P NAME stores the new session elsewhere, -P default replaces it"
     told = f'profile "default" holds {what}: {ways}\n'
     return outcome.status == 1 and one_sentence(outcome.err) and outcome.err.endswith(told)
 
@@ -8441,7 +8441,7 @@ $ login URL -k - < other
 ! it replaced API key "test all" for URL/api
 $ login URL -e admin@immich.test -p - < passw0rd  # 1
 ! profile "default" holds API key "test all" for URL/api: -P NAME stores the new session \
-  elsewhere, -P default replaces this
+  elsewhere, -P default replaces it
 $ login URL/api -P work -e admin@immich.test -p - < passw0rd
 ! the session of admin@immich.test for URL/api is stored in profile "work", now the current one
 $ login URL --no-verify -k s3cret -P other
