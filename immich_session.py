@@ -241,18 +241,20 @@ def _with_api(url: str) -> str:
 
 def _is_same_server(old: str, new: str) -> bool:
     """Tell whether two URLs have the same host and port, or lead from port 80 to 443."""
-    one, other = (_checked_url(_without_query(url)) for url in (old, new))
-    ports = [
-        int(each["port"] or {"http": 80, "https": 443}[each["scheme"]]) for each in (one, other)
-    ]
-    same_port = ports[0] == ports[1] or ports == [80, 443]
-    return same_port and one["host"].lower() == other["host"].lower()
+    with contextlib.suppress(InvalidSessionError):
+        one, other = (_checked_url(_without_query(url)) for url in (old, new))
+        default = {"http": 80, "https": 443}
+        ports = [int(each["port"] or default[each["scheme"]]) for each in (one, other)]
+        same_port = ports[0] == ports[1] or ports == [80, 443]
+        return same_port and one["host"].lower() == other["host"].lower()
+    return False
 
 
 def _is_same_api(one: str, other: str) -> bool:
     """Tell whether two API bases have the same host, port (80 is 443 here) and path."""
-    paths = {_checked_url(url.rstrip("/"))["path"] for url in (one, other)}
-    return len(paths) == 1 and (_is_same_server(one, other) or _is_same_server(other, one))
+    is_same_server = _is_same_server(one, other) or _is_same_server(other, one)
+    paths = {re.sub("^[^/]*//[^/]*", "", url).rstrip("/") for url in (one, other)}
+    return is_same_server and len(paths) == 1
 
 
 def _check_secret(secret: str, member: str, path: Optional[str] = None) -> None:
@@ -1167,6 +1169,7 @@ __all__ += [
 ]
 
 _TIMEOUT = 10.0  # seconds for each request, unless the caller says otherwise
+_GRACE = 0.5  # seconds that Ctrl-C gives an answer
 _LONGEST = 86_400.0  # seconds; longer limits are cut to this, because socket timeouts overflow
 _WELL_KNOWN = "/.well-known/immich"
 _PING = "/server/ping"
@@ -1243,6 +1246,14 @@ def _opener(sockets: List[Any], late: Any) -> Any:
                     if late.is_set():  # nobody waits for an answer: do not send the secret
                         raise TimeoutError
 
+                def send(self, data: Any) -> None:
+                    try:
+                        super().send(data)
+                    except OSError:
+                        if hasattr(self.sock, "cipher") and not late.is_set():  # TLS may say why
+                            self.sock.recv(1)
+                        raise
+
             kind: Any = Connection
             return super().do_open(kind, *args, **options)
 
@@ -1255,13 +1266,14 @@ def _opener(sockets: List[Any], late: Any) -> Any:
 def _why_untrusted(error: Any) -> str:
     """Return in plain words why a certificate cannot be verified."""
     problem = f"its certificate cannot be verified: {error.verify_message}"
-    if error.verify_code not in (18, 19, 20, 21):  # X509_V_ERR: the issuer is not known
+    if error.verify_code not in (2, 18, 19, 20, 21):  # X509_V_ERR: the issuer is not known
         return problem
     path = os.environ.get("SSL_CERT_FILE")
     if not path:
         return f"{problem}; for a CA of your own, let SSL_CERT_FILE name its certificate"
-    known = "does not hold its issuer" if os.path.isfile(path) else "does not exist"
-    return f"{problem}; the file that SSL_CERT_FILE names, {path}, {known}"
+    fault = "is not a file" if os.path.exists(path) else "does not exist"
+    fault = "does not hold its issuer" if os.path.isfile(path) else fault
+    return f"{problem}; the file that SSL_CERT_FILE names, {path}, {fault}"
 
 
 def _why_no_tls(error: Any) -> str:
@@ -1322,7 +1334,7 @@ def _exchange(
     import threading
 
     sockets: List[Any] = []
-    late = threading.Event()
+    late, done = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
@@ -1332,13 +1344,18 @@ def _exchange(
             # Words, as the exception would keep the connection that it comes from.
             error = reason if isinstance(reason, Exception) else error
             arrived.append(_why_unreachable(error, redact))
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=work, daemon=True)
     try:
-        worker.start()
-        worker.join(timeout)
+        threading.Thread(target=work, daemon=True).start()
+        done.wait(timeout)
         if not arrived:
             arrived.append(_why_unreachable(TimeoutError(), redact))
+    except KeyboardInterrupt:
+        late.set()
+        done.wait(_GRACE)  # an answer that is on its way may hold a token
+        raise
     except RuntimeError:
         arrived.append("this system starts no thread, which a request with a time limit needs")
     finally:  # also when Ctrl-C ends the wait
@@ -1467,8 +1484,9 @@ class _Client:
             return "it redirects without saying where"
         with contextlib.suppress(ValueError):  # no URL: shown as it is
             location = urllib.parse.urljoin(url, location)
-        plain = _without_query(location)
-        if plain.endswith(path) and plain == location:
+        plain, asked = _without_query(location), _checked_url(_without_query(url))
+        is_less_secure = asked["scheme"] == "https" and not plain.startswith("https:")
+        if plain == location and plain.endswith(asked["path"]) and not is_less_secure:
             address = self.redact(_public_url(plain[: -len(path)]))
             return f"it redirects: use the address {address} instead"
         shown = self.redact(_public_url(location))
@@ -1980,12 +1998,10 @@ def _account_name(session: Session) -> str:
 
 def _is_same_account(old: Session, new: Session) -> bool:
     """Tell whether nothing is lost where *new* replaces *old*."""
-    with contextlib.suppress(InvalidSessionError):  # a URL that cannot be used
-        names = _account_name(old), _account_name(new)
-        same = old.secret == new.secret or names[0] == names[1] != ""
-        is_same_kind = type(old.auth) is type(new.auth)
-        return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
-    return False
+    names = _account_name(old), _account_name(new)
+    same = old.secret == new.secret or names[0] == names[1] != ""
+    is_same_kind = type(old.auth) is type(new.auth)
+    return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
 
 
 def _check_replaceable(
@@ -2024,7 +2040,7 @@ def _store_session(
     suffix = ", now the current one" if switch else ""
     url = _public_url(session.server_url)
     _say(f'{_described(session)} for {url} is stored in profile "{profile}"{suffix}')
-    if old is not None and old.secret != session.secret:
+    if old and (old.secret, old.server_url) != (session.secret, session.server_url):
         _say(f"it replaced {_described(old)} for {_public_url(old.server_url)}")
     _note_overrides(store)
     return old
@@ -2068,7 +2084,7 @@ def _fill_in_login(args: Any, renewed: Session) -> None:
 def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
     """Return the API to log in to; nothing secret is sent before it is found."""
     if args.no_verify:
-        return _with_api(url)
+        return url if is_base else _with_api(url)
     try:
         return _find_api(client, url, is_base)
     except ServerError as error:
@@ -2121,15 +2137,19 @@ def _end_unstored(client: _Client, api: str, store: SessionStore, profile: str) 
             logout(session, timeout=client.timeout)
 
 
-def _end_replaced(old: Session, session: Session, timeout: float) -> None:
-    """End a password session that was replaced; whatever comes of it changes no status."""
-    if isinstance(old.auth, ApiKey) or old.secret == session.secret:
+def _end_replaced(old: Optional[Session], session: Session, timeout: Optional[float]) -> None:
+    """End a password session that was replaced, unless no server is to be asked (None)."""
+    if old is None or isinstance(old.auth, ApiKey) or old.secret == session.secret:
         return
+    outcome = "the replaced session may still be valid on the server"
     try:
-        logout(old, timeout=timeout)
-        _say("the replaced session has ended on the server")
+        if timeout is not None:
+            logout(old, timeout=timeout)
+            outcome = "the replaced session has ended on the server"
     except SessionError as error:
-        _say(f"{error}; the replaced session may still be valid on the server")
+        outcome = f"{error}; {outcome}"
+    finally:
+        _say(outcome)
 
 
 def _login(args: Any, store: SessionStore) -> int:
@@ -2155,8 +2175,7 @@ def _login(args: Any, store: SessionStore) -> int:
     except BaseException:  # Ctrl-C too
         _end_unstored(client, api, store, profile)
         raise
-    if old is not None and not args.no_verify:
-        _end_replaced(old, session, args.timeout)
+    _end_replaced(old, session, None if args.no_verify else args.timeout)
     return 0
 
 
@@ -2184,7 +2203,7 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
         is_broken = True
     if session is not None and not args.local:
         status = _end_session(session, args.timeout)
-    if not is_broken and _stored(store, profile) != session:
+    if not is_broken and _stored(store, profile) not in (None, session):
         _say(f'profile "{profile}" holds another session by now, which stays')
         return status
     store.clear(profile)
@@ -2398,9 +2417,7 @@ def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    old = _store_session(args, store, session, profile)
-    if old is not None and isinstance(old.auth, Jwt):
-        _say("the replaced session may still be valid on the server")
+    _end_replaced(_store_session(args, store, session, profile), session, None)
     return 0
 
 

@@ -8412,6 +8412,73 @@ def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
     assert [report[name] for name in ("valid", "account", "permissions")] == [True, None, None]
 
 
+@pytest.mark.parametrize("location", ["/auth/login", "https://127.0.0.1/auth/login"])
+def test_a_login_page_with_a_path_like_immichs_is_no_address(server: Any, location: str) -> None:
+    server.answers[LOG_IN] = redirect(location, 302)
+    text = refused(302, by_password, server.url)
+    assert "use the address" not in text and "a login page" in text
+
+
+def test_logout_of_a_profile_that_another_process_has_logged_out_claims_no_other_session(
+    server: Any, cli: Any
+) -> None:
+    hold(server, LOGIN.auth)
+    server.answers[LOG_OUT] = after(lambda: SessionStore().clear("default"), recorded(LOG_OUT))
+    status, _, err = cli("logout")
+    assert status == 0 and "another session" not in err
+
+
+def test_a_renewal_without_asking_stays_at_its_api(server: Any, log_in: Any) -> None:
+    SessionStore().save(Session(f"{server.url}/back", ApiKey("old", "n"), "then"))
+    assert log_in(KEY, "--no-verify", *BY_KEY).status == 0
+    assert getattr(SessionStore().load(), "server_url", None) == f"{server.url}/back"
+
+
+def test_a_profile_with_no_usable_server_is_one_of_another_server(
+    server: Any, log_in: Any, monkeypatch: Any
+) -> None:
+    SessionStore().save(Session("no url", ApiKey("old", "n"), "then"), "work")
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
+    status, _, err = log_in(KEY, *BY_KEY, "-P", "work")
+    assert status == 1 and "give the SERVER" in err
+
+
+def test_a_password_session_that_is_replaced_without_asking_is_told(
+    server: Any, log_in: Any
+) -> None:
+    hold(server, LOGIN.auth)
+    assert (
+        "may still be valid" in log_in(KEY, server.url, "--no-verify", *BY_KEY, "-P", "default").err
+    )
+
+
+def test_tls13_client_certificate(secure: Any) -> None:
+    strict = secure(clients=ssl.CERT_REQUIRED)
+    for _, ask in CALLS * 10:
+        assert "client certificate" in refused(None, ask, strict.url)
+
+
+def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
+    server: Any, monkeypatch: Any
+) -> None:
+    not_under_mutation()
+    finish = Handler.finish
+    for _ in range(5):
+        shutil.rmtree(os.environ["HOME"], ignore_errors=True)
+        server.asked.clear()
+        command = [sys.executable, str(MODULE), "login", server.url, *BY_PASSWORD]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+            def press(self: Handler) -> None:
+                finish(self)
+                if self.server.asked[-1].line == LOG_IN:
+                    process.send_signal(signal.SIGINT)
+
+            monkeypatch.setattr(Handler, "finish", press)
+            process.communicate(PASSWORD.encode(), timeout=20)
+        assert NEW_TOKEN in (held(), *ended(server))
+
+
 # What people are told, word for word: "!" is before what standard error says, a number is the
 # status if it is not 0, and a line that ends in "\" goes on in the next one.
 CONVERSATION = r"""
