@@ -484,6 +484,7 @@ class Session:
 
 # Files: one way to read, one to write, one to remove
 
+_NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 # With O_NONBLOCK, opening a FIFO does not wait for somebody to write.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("NONBLOCK", "NOCTTY", "BINARY"))
 
@@ -539,7 +540,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     except OSError as error:
         raise InvalidSessionError(_os_problem(path, "it cannot be read", error)) from error
     _check_size(len(data), path)
-    if private and os.name == "posix":
+    if private and hasattr(os, "geteuid"):
         _warn_if_exposed(status, path)
     return data
 
@@ -589,7 +590,7 @@ def _link_target(path: str) -> str:
     return path
 
 
-# What tempfile.mkstemp makes of a file's name.
+# The names that _replace makes, and version 1.0 made, of a file's name.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
@@ -615,10 +616,9 @@ def _write_through(descriptor: int, data: bytes) -> None:
 
 
 def _replace(path: str, data: bytes) -> None:
-    import tempfile
-
     directory, name = os.path.split(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
+    temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    descriptor = os.open(temporary, _NEW_FLAGS, 0o600)
     try:
         with contextlib.suppress(OSError):  # the umask may have taken our own rights away
             os.chmod(temporary, 0o600)
@@ -1338,8 +1338,6 @@ def _from_stdin(what: str) -> str:
 
 def _secret(given: Optional[str], what: str, flag: str) -> str:
     """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
-    import getpass
-
     if given is not None and given != "-":
         _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
         return given
@@ -1349,12 +1347,16 @@ def _secret(given: Optional[str], what: str, flag: str) -> str:
     problem = "there is no terminal to ask on"
     try:
         if on_terminal:
+            import getpass
+
             with warnings.catch_warnings():
                 warnings.simplefilter("error", getpass.GetPassWarning)  # it would echo
                 return getpass.getpass(f"{what}: ")
     except (EOFError, UnicodeError):
         problem = "nothing legible was typed"
-    except (getpass.GetPassWarning, OSError, AttributeError):  # standard error may be closed
+    except ImportError:
+        problem = "this Python lacks the module getpass, which hides what is typed"
+    except (UserWarning, OSError, AttributeError):  # it would echo; standard error may be closed
         pass
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
 

@@ -4841,6 +4841,7 @@ def ours(environ: Dict[str, str]) -> Dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("IMMICH_")}
 
 
+ECHO = [sys.executable, "-c", "import sys; print(*sys.argv[1:])"]
 FOREIGN: Dict[str, Optional[str]] = {
     "IMMICH_SERVER": "https://other.example.com",
     "IMMICH_API_KEY": "",
@@ -7176,6 +7177,74 @@ def test_the_readme_names_every_variable_that_the_module_looks_at() -> None:
     variables = set(re.findall(r'"(IMMICH_\w+)"', MODULE.read_text(encoding="utf-8")))
     text = README.read_text(encoding="utf-8")
     assert variables and all(f"`{variable}`" in text for variable in variables)
+
+
+# Pythons that lack something: Debian's python3-minimal, Pyodide
+
+# Like the minimal Pythons of Debian 13 and later, whose own argparse needs no gettext; and that of
+# Python 3.8 needs shutil.
+MINIMAL = """
+import os, sys
+if sys.version_info < (3, 9):
+    import shutil
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name in ("getpass", "html", "http", "pty", "queue", "secrets", "shlex", "shutil",
+                    "socketserver", "ssl", "_ssl", "tempfile", "termios", "uuid"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import immich_session
+"""
+
+
+def test_a_minimal_python_does_everything_but_requests(base: Path) -> None:
+    put(base / "auth.yml", f"url: {URL}\nkey: {KEY}\n")
+    commands = [" ".join(LOGIN_HERE), "status", "status --json", "token", "profile list"]
+    commands += ["profile current", "profile switch default", "import -P work", "--help"]
+    commands += ["logout --local", "logout --local --all", "profile list"]
+    code = MINIMAL + "sys.exit([immich_session.main(line.split()) for line in sys.argv[2:]] != "
+    code += f"[0] * {len(commands)})"
+    status, out, err = run(*commands, python=["-S", "-c", code])
+    assert (status, sentences(err)) == (0, True), err
+    assert KEY in out
+
+
+def test_a_minimal_python_reads_a_key_and_runs_a_command(store: SessionStore) -> None:
+    python = ["-S", "-c", MINIMAL + "sys.exit(immich_session.main(sys.argv[2:]))"]
+    assert run("login", URL, "--no-verify", "-k", "-", stdin=KEY, python=python).status == 0
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+    assert run("exec", "--", *ECHO, "done", python=python) == (0, "done\n", "")
+
+
+@posix_only
+def test_a_prompt_that_python_has_no_module_for_is_an_error_that_names_it(
+    cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "getpass", None)
+    master, slave = pty.openpty()
+    with open(slave) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        status, out, err = cli("login", URL, "--no-verify")
+    os.close(master)
+    assert (status, out, one_sentence(err)) == (1, "", True)
+    assert "getpass" in err and '"-k -"' in err
+
+
+def test_sessions_are_kept_where_there_are_no_user_ids_and_no_threads(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in dir(os):
+        if re.fullmatch("[gs]et.*[gu]id|getgroups|.*chown", name):
+            monkeypatch.delattr(os, name)
+    monkeypatch.delattr(threading.Thread, "start")
+    store.save(SESSION, "work")
+    store.set_current_profile("work")
+    assert (get_session(), store.list_profiles()) == (SESSION, ["work"])
+    store.clear("work")
+    assert store.load() is None
 
 
 # Proof: a fault at every step. strace makes each system call of an operation fail in turn, or
