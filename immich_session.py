@@ -17,9 +17,9 @@ An OCaml Immich CLI reads and writes the same files.
 
 Promised: a file is replaced as a whole or not at all, also in a crash or on a full disk; files
 are made 0600 and directories 0700; reading writes nothing; no secret is in a repr, an error or
-a warning.  Not promised: the secret is plain text, protected by file modes alone; whoever reads
-files as you reads it.  ``pickle`` and ``dataclasses.asdict`` hold the secret as well.
-Windows: best effort, not tested.
+a warning.  Not promised: the secret is plain text, protected by file modes alone (on Windows, by
+the access rights of your folder); whoever reads files as you reads it.  ``pickle`` and
+``dataclasses.asdict`` hold the secret as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -67,10 +68,12 @@ __all__ = [
 
 DEFAULT_PROFILE = "default"
 
+_WINDOWS = os.name == "nt"
 _COMMAND = "python -m immich_session"
 _FILE_LIMIT = 1 << 20  # bytes: no session is larger, and nobody can make us read a whole disk
 _STDIN_LIMIT = 1 << 16  # bytes
 _STALE = 60.0  # seconds: a save that takes longer than this was killed
+_PATIENCE = 1.0  # seconds: Windows refuses to touch a file that another process has open
 _LONGEST = 86_400.0  # seconds: a longer time limit is none, and sockets cannot count much farther
 
 
@@ -140,6 +143,13 @@ def _shown_url(url: str) -> str:
     return f"{scheme}{found}{shown}"
 
 
+# Windows drops a dot at the end, and takes the name of a device for it whatever follows a dot.
+_NOT_ON_WINDOWS = re.compile(
+    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?',
+    re.IGNORECASE,
+)
+
+
 def _is_profile_name(name: str) -> bool:
     """Tell whether *name* is one visible path component: the only place that decides."""
     return (
@@ -149,6 +159,7 @@ def _is_profile_name(name: str) -> bool:
         and "\\" not in name
         and name.strip(" ") == name
         and len(name.encode("utf-8")) <= 255
+        and not (_WINDOWS and _NOT_ON_WINDOWS.fullmatch(name))
     )
 
 
@@ -156,6 +167,7 @@ def _checked_profile(name: str, source: str = "profile") -> str:
     if _is_profile_name(name):
         return name
     rule = "one visible file name without / and \\, of at most 255 bytes"
+    rule += ", that Windows allows" if _WINDOWS else ""
     raise InvalidProfileError(f"{_printable(source)}: {name[:80]!r} is no profile name: {rule}")
 
 
@@ -519,10 +531,22 @@ def _warn_if_exposed(status: os.stat_result, path: str) -> None:
         warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
 
 
+def _patiently(call: Callable[..., Any], *args: Any) -> Any:
+    """Call *call*; on Windows again for a while, if another process has the file open."""
+    deadline = time.monotonic() + _PATIENCE if _WINDOWS else 0.0
+    while True:
+        try:
+            return call(*args)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
+
+
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     """Return what a file holds, None if there is none; warn if others reach what is *private*."""
     try:
-        descriptor = os.open(path, _READ_FLAGS)
+        descriptor = _patiently(os.open, path, _READ_FLAGS)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -623,10 +647,10 @@ def _replace(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):  # the umask may have taken our own rights away
             os.chmod(temporary, 0o600)
         _write_through(descriptor, data)
-        os.replace(temporary, path)
+        _patiently(os.replace, temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            _patiently(os.unlink, temporary)
         raise
     _sync_directory(directory)
 
@@ -651,7 +675,7 @@ def _remove_file(path: str) -> None:
     for victim in (_link_target(path), path):
         _sweep(victim, float("-inf"))
         try:
-            os.unlink(victim)
+            _patiently(os.unlink, victim)
             _sync_directory(os.path.dirname(victim))
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -665,17 +689,18 @@ def _remove_file(path: str) -> None:
 
 
 def _home() -> str:
-    home = os.environ.get("HOME")
+    variable = "USERPROFILE" if _WINDOWS else "HOME"  # as the official CLI has it
+    home = os.environ.get(variable)
     if home is None:
         try:
             import pwd
 
             home = pwd.getpwuid(os.getuid()).pw_dir
-        except (ImportError, KeyError):  # Windows; a user id without an entry
+        except (ImportError, AttributeError, KeyError):  # Windows; a user id without an entry
             home = os.path.expanduser("~")
     if os.path.isabs(home):
         return home
-    variables = "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
+    variables = f"set IMMICH_CONFIG_DIR, or {variable}, to an absolute path"
     raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
 
@@ -1292,6 +1317,9 @@ def _say(message: object) -> None:
             _silence(sys.stderr)
 
 
+_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
+
+
 def _emit(data: str, errors: str = "strict") -> None:
     """Write data to standard output; a reader that left early has read enough.
 
@@ -1303,14 +1331,13 @@ def _emit(data: str, errors: str = "strict") -> None:
             encoding = sys.stdout.encoding or "utf-8"
             print(data.encode(encoding, errors).decode(encoding), flush=True)
             return
-    except BrokenPipeError:
-        _silence(sys.stdout)
-        return
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or problem
         _silence(sys.stdout)
+        if getattr(error, "errno", None) in _CLOSED_EARLY:
+            return
+        problem = getattr(error, "strerror", None) or problem
     raise SessionError(f"standard output: {problem}")
 
 
@@ -1336,12 +1363,20 @@ def _from_stdin(what: str) -> str:
     raise SessionError(f"no {what}: standard input: {problem}")
 
 
+def _on_terminal() -> bool:
+    """Tell whether a person types what comes from standard input."""
+    if _WINDOWS:  # where isatty() is true of NUL; Python reads a console in a class of its own
+        raw = getattr(getattr(sys.stdin, "buffer", None), "raw", None)
+        return type(raw).__name__ == "_WindowsConsoleIO"
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _secret(given: Optional[str], what: str, flag: str) -> str:
     """Return a secret: as *given*, for "-" from standard input, else from a hidden prompt."""
     if given is not None and given != "-":
         _say(f'warning: other users can see a secret on the command line: "{flag} -" hides it')
         return given
-    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    on_terminal = _on_terminal()
     if given == "-" and not on_terminal:
         return _from_stdin(what)
     problem = "there is no terminal to ask on"
@@ -1646,18 +1681,39 @@ def _token(args: Any, store: SessionStore) -> int:
     return 0
 
 
+def _command_path(name: str) -> str:
+    """Return the file that is meant by *name* on Windows, where PATHEXT says what is a command.
+
+    The current directory is no place to look: what lies there would be given the secret.
+    """
+    endings = os.environ.get("PATHEXT", ".COM;.EXE;.BAT;.CMD").lower().split(os.pathsep)
+    if name.lower().endswith(tuple(endings)):
+        endings.insert(0, "")
+    places = [""] if os.path.dirname(name) else list(filter(None, os.get_exec_path()))
+    paths = [os.path.join(place, name + ending) for place in places for ending in (*endings, "")]
+    return next(filter(os.path.isfile, paths), paths[-1] if paths else "")
+
+
 def _become(command: List[str], environ: Dict[str, str]) -> int:
-    """Run a command in place of this process; return only if that is not possible."""
+    """Run a command in place of this process; return only if that is not possible.
+
+    On Windows it never is: there, wait for the command, and return its status.
+    """
     import signal
 
-    if os.name != "posix":
-        import subprocess
-
-        return subprocess.run(command, env=environ, check=False).returncode  # noqa: S603
     # Python ignores these signals, and a command would inherit that.
-    ignored = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in ignored}
+    names, action = ["SIGPIPE", "SIGXFSZ"], signal.SIG_DFL
+    if _WINDOWS:  # Ctrl-C reaches the command as well, which decides what to do
+        names, action = ["SIGINT"], signal.SIG_IGN
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, action) for number in numbers}
     try:
+        if _WINDOWS:
+            import subprocess
+
+            child = [_command_path(command[0]), *command[1:]]
+            status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
+            return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
         os.execvpe(command[0], command, environ)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "it is no command"
@@ -1665,7 +1721,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     _say(f"{command[0]}: it cannot be run: {problem}")
-    places = [""] if os.sep in command[0] else os.get_exec_path()
+    places = [""] if os.path.dirname(command[0]) else os.get_exec_path()
     found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
     return 126 if found and command[0] else 127
 
@@ -1748,9 +1804,12 @@ def _parser() -> Any:
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
-            # A fixed width, because to look at the terminal argparse loads half a dozen modules.
-            formatter = functools.partial(argparse.HelpFormatter, width=90)
-            super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+            # A fixed width, because to look at the terminal argparse loads half a dozen modules;
+            # and no colours in Python 3.14, which fails to choose them where the output is closed.
+            plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
+            formatter = functools.partial(argparse.HelpFormatter, width=90, **plain)
+            options.update(plain, allow_abbrev=False, formatter_class=formatter)
+            super().__init__(**options)
 
         def print_help(self, _: Any = None) -> None:
             _emit(self.format_help().rstrip())
