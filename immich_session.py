@@ -641,7 +641,10 @@ def _write_through(descriptor: int, data: bytes) -> None:
 
 def _replace(path: str, data: bytes) -> None:
     directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    try:
+        temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    except NotImplementedError as error:  # PyPy, which needs /dev/urandom
+        raise OSError(errno.ENODEV, str(error)) from error
     descriptor = os.open(temporary, _NEW_FLAGS, 0o600)
     try:
         with contextlib.suppress(OSError):  # the umask may have taken our own rights away
