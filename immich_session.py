@@ -63,8 +63,10 @@ __all__ = [
 
 DEFAULT_PROFILE = "default"
 
+_WINDOWS = os.name == "nt"
 _FILE_LIMIT = 1 << 20  # bytes of a file or an answer; no session is larger
 _STALE = 60.0  # seconds; an older temporary file was left by a process that was killed
+_PATIENCE = 1.0  # seconds; Windows refuses to touch a file that another process has open
 
 # The environment variables that describe a session. Those that end in _FILE hold a path.
 _URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
@@ -163,6 +165,13 @@ def _public_url(url: str) -> str:
     return f"{scheme}{found}{shown}"
 
 
+# Windows drops a dot at the end, and takes the name of a device for it whatever follows a dot.
+_NOT_ON_WINDOWS = re.compile(
+    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?',
+    re.IGNORECASE,
+)
+
+
 def _is_profile_name(name: str) -> bool:
     """Tell whether *name* is one visible path component; nothing else decides that."""
     return (
@@ -172,6 +181,7 @@ def _is_profile_name(name: str) -> bool:
         and "\\" not in name
         and name.strip(" ") == name
         and len(name.encode("utf-8")) <= 255
+        and not (_WINDOWS and _NOT_ON_WINDOWS.fullmatch(name))
     )
 
 
@@ -179,6 +189,7 @@ def _checked_profile(name: str, source: str = "profile") -> str:
     if _is_profile_name(name):
         return name
     rule = "visible characters without / and \\, at most 255 bytes"
+    rule += ", allowed by Windows" if _WINDOWS else ""
     raise InvalidProfileError(_sentence(source, f"{name[:80]!r} is not allowed: {rule}"))
 
 
@@ -643,10 +654,22 @@ def _warn_if_exposed(status: os.stat_result, path: str, remedy: str = "chmod 600
     warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
 
 
+def _patiently(call: Callable[..., Any], *args: Any) -> Any:
+    """Call *call*; on Windows again for a while, if another process has the file open."""
+    deadline = time.monotonic() + _PATIENCE if _WINDOWS else 0.0
+    while True:
+        try:
+            return call(*args)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
+
+
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     """Return what a file holds, None if there is none; warn if others reach what is *private*."""
     try:
-        descriptor = os.open(path, _READ_FLAGS)
+        descriptor = _patiently(os.open, path, _READ_FLAGS)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -664,7 +687,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     except OSError as error:
         raise InvalidSessionError(_os_problem(path, "it cannot be read", error)) from error
     _check_size(len(data), path)
-    if private and os.name == "posix":
+    if private and hasattr(os, "geteuid"):
         _warn_if_exposed(status, path)
     return data
 
@@ -767,6 +790,7 @@ def _link_target(path: str) -> str:
     return path
 
 
+# The names that _replace makes, and version 1.0 made, of a file's name.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
@@ -784,7 +808,10 @@ def _sweep(path: str, now: float) -> None:
 def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     """Put a new file in the place of *path*, and return its status."""
     directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    try:
+        temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+    except NotImplementedError as error:  # PyPy, which needs /dev/urandom
+        raise OSError(errno.ENODEV, str(error)) from error
     descriptor = os.open(temporary, _CREATE_FLAGS, 0o600)
     try:
         try:
@@ -795,10 +822,10 @@ def _replace(path: str, data: bytes, base: str) -> os.stat_result:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        _patiently(os.replace, temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            _patiently(os.unlink, temporary)
         raise
     _sync_directory(directory)
     return status
@@ -827,7 +854,7 @@ def _remove_file(path: str) -> None:
         _sweep(victim, float("inf"))
         try:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(victim)
+                _patiently(os.unlink, victim)
         except OSError as error:
             # A disk that is mounted read-only says so before it looks whether there is anything.
             if _found(os.lstat, victim):
@@ -840,17 +867,18 @@ def _remove_file(path: str) -> None:
 
 
 def _home() -> str:
-    home = os.environ.get("HOME")
+    variable = "USERPROFILE" if _WINDOWS else "HOME"  # as the official CLI has it
+    home = os.environ.get(variable)
     if home is None:
         try:
             import pwd
 
             home = pwd.getpwuid(os.getuid()).pw_dir
-        except (ImportError, KeyError):  # Windows; a user id without an entry
+        except (ImportError, AttributeError, KeyError):  # Windows; a user id without an entry
             home = os.path.expanduser("~")
     if os.path.isabs(home):
         return home
-    variables = "set IMMICH_CONFIG_DIR, or HOME, to an absolute path"
+    variables = f"set IMMICH_CONFIG_DIR, or {variable}, to an absolute path"
     raise SessionError(f"there is no home directory to keep sessions in: {variables}")
 
 
@@ -1809,6 +1837,9 @@ def _say(message: object) -> None:
     _tell(_printable(f"immich_session: {message}"))
 
 
+_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
+
+
 def _emit(data: str, errors: str = "strict") -> None:
     """Write data to standard output; a reader that left early has read enough.
 
@@ -1820,14 +1851,13 @@ def _emit(data: str, errors: str = "strict") -> None:
             encoding = sys.stdout.encoding or "utf-8"
             print(data.encode(encoding, errors).decode(encoding), flush=True)
             return
-    except BrokenPipeError:
-        _silence(sys.stdout)
-        return
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or problem
         _silence(sys.stdout)
+        if getattr(error, "errno", None) in _CLOSED_EARLY:
+            return
+        problem = getattr(error, "strerror", None) or problem
     raise SessionError(f"standard output: {problem}")
 
 
@@ -1903,6 +1933,14 @@ def _from_stdin(what: str) -> str:
     raise SessionError(f"no {what}: standard input: {problem}")
 
 
+def _on_terminal() -> bool:
+    """Tell whether a person types what comes from standard input."""
+    if _WINDOWS:  # where isatty() is true of NUL; Python reads a console in a class of its own
+        raw = getattr(getattr(sys.stdin, "buffer", None), "raw", None)
+        return type(raw).__name__ == "_WindowsConsoleIO"
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _from_prompt(what: str, url: str) -> Optional[str]:
     """Ask for a secret at the terminal, hidden; return None if it cannot be asked for."""
     import getpass
@@ -1923,7 +1961,7 @@ def _secret(given: Optional[str], what: str, flag: str, url: str) -> str:
     if given is not None and given != "-":
         _say(f'warning: other users can see secrets on the command line; use "{flag} -"')
         return given
-    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    on_terminal = _on_terminal()
     if given == "-" and not on_terminal:
         return _from_stdin(what)
     problem = "there is no terminal to prompt on"
@@ -2372,18 +2410,39 @@ def _headers(args: Any, store: SessionStore) -> int:
     return 0
 
 
+def _command_path(name: str) -> str:
+    """Return the file that is meant by *name* on Windows, where PATHEXT says what is a command.
+
+    The current directory is no place to look: what lies there would be given the secret.
+    """
+    endings = os.environ.get("PATHEXT", ".COM;.EXE;.BAT;.CMD").lower().split(os.pathsep)
+    if name.lower().endswith(tuple(endings)):
+        endings.insert(0, "")
+    places = [""] if os.path.dirname(name) else list(filter(None, os.get_exec_path()))
+    paths = [os.path.join(place, name + ending) for place in places for ending in (*endings, "")]
+    return next(filter(os.path.isfile, paths), paths[-1] if paths else "")
+
+
 def _become(command: List[str], environ: Dict[str, str]) -> int:
-    """Run a command in place of this process; return only if that is not possible."""
+    """Run a command in place of this process; return only if that is not possible.
+
+    On Windows it never is: there, wait for the command, and return its status.
+    """
     import signal
 
-    if os.name != "posix":
-        import subprocess
-
-        return subprocess.run(command, env=environ, check=False).returncode  # noqa: S603
     # Python ignores these signals, and a command would inherit that.
-    ignored = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in ignored}
+    names, action = ["SIGPIPE", "SIGXFSZ"], signal.SIG_DFL
+    if _WINDOWS:  # Ctrl-C reaches the command as well, which decides what to do
+        names, action = ["SIGINT"], signal.SIG_IGN
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, action) for number in numbers}
     try:
+        if _WINDOWS:
+            import subprocess
+
+            child = [_command_path(command[0]), *command[1:]]
+            status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
+            return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
         os.execvpe(command[0], command, environ)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "this cannot be a command"
@@ -2391,7 +2450,7 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     _say(f"{command[0]}: it cannot be run: {problem}")
-    places = [""] if os.sep in command[0] else os.get_exec_path()
+    places = [""] if os.path.dirname(command[0]) else os.get_exec_path()
     found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
     return 126 if found and command[0] else 127
 
@@ -2518,10 +2577,12 @@ def _parser_class() -> Any:
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
-            # A fixed width, because to look at the terminal argparse loads half a dozen modules.
-            formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=90)
-            super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
-            self.color = False  # Python 3.14 would write to a terminal what _printable escapes
+            # A fixed width, because to look at the terminal argparse loads half a dozen modules;
+            # and no colours in Python 3.14, which fails to choose them where the output is closed.
+            plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
+            formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=90, **plain)
+            options.update(plain, allow_abbrev=False, formatter_class=formatter)
+            super().__init__(**options)
 
         def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
             _emit(self.format_help().rstrip())
