@@ -613,24 +613,24 @@ _REASONS = {
 }
 
 
-def _os_problem(path: str, what: str, error: OSError) -> str:
-    return f"{_printable(path)}: {what}: {_REASONS.get(error.errno or 0, error.strerror)}"
+def _reason(error: OSError) -> str:
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def _checked_path(path: str) -> str:
-    """Refuse a path that is none here, for which the system has no error of its own."""
+    """Refuse what cannot be a path here: it would raise no OSError."""
     if path and "\0" not in path:
         if path.isascii():
             return path
         with contextlib.suppress(UnicodeEncodeError):
             os.fsencode(path)
             return path
-    raise SessionError(f"{path!a}: there can be no such path on this system")
+    raise SessionError(f"{path!a}: this cannot be a path on this system")
 
 
 def _check_size(size: int, path: str) -> None:
     if size > _FILE_LIMIT:
-        raise InvalidSessionError(f"{_printable(path)}: it is larger than {_FILE_LIMIT} bytes")
+        raise InvalidSessionError(f"it is larger than {_FILE_LIMIT} bytes", path)
 
 
 def _user() -> int:
@@ -639,19 +639,19 @@ def _user() -> int:
 
 
 def _warn_if_exposed(status: os.stat_result, path: str, remedy: str = "chmod 600") -> None:
-    """Warn if others have access to a file with a secret, unless only they could change that."""
+    """Warn if other users can access a file with a secret, where advice can be followed."""
     mode, user = stat.S_IMODE(status.st_mode), _user()
     if mode & (0o077 if status.st_uid == user else 0o022):
         remedy = _ELSEWHERE if mode & 0o111 else remedy
-        problem = f"others may read or write it (its mode is {mode:04o}): {remedy}"
-        warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
+        problem = f"other users can read or write it (mode {mode:04o}): {remedy}"
+        warnings.warn(_sentence(path, problem), stacklevel=4)
     if status.st_uid in (user, 0):
         return
     with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
         if user == 0 and os.stat(os.path.dirname(path) or os.curdir).st_uid == status.st_uid:
             return
     problem = f"it belongs to another user (uid {status.st_uid})"
-    warnings.warn(f"{_printable(path)}: {problem}", stacklevel=4)
+    warnings.warn(_sentence(path, problem), stacklevel=4)
 
 
 def _patiently(call: Callable[..., Any], *args: Any) -> Any:
@@ -667,15 +667,15 @@ def _patiently(call: Callable[..., Any], *args: Any) -> Any:
 
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
-    """Return what a file holds, None if there is none; warn if others reach what is *private*."""
+    """Return what a file holds, None if there is none; warn if a *private* one is exposed."""
     try:
         descriptor = _patiently(os.open, path, _READ_FLAGS)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise InvalidSessionError(f"{_printable(path)}: it is not a regular file")
-            # A read asks for one byte more than there should be, as a larger request costs more.
-            # It is not the last one where the size was wrong: some file systems tell none.
+                raise InvalidSessionError("it is not a regular file", path)
+            # Ask for one byte more than the size: larger requests are slow.  Read on where the
+            # size was wrong (in /proc it is 0).
             data = chunk = os.read(descriptor, min(status.st_size, _FILE_LIMIT) + 1)
             while chunk and len(data) != status.st_size and len(data) <= _FILE_LIMIT:
                 chunk = os.read(descriptor, 4096)
@@ -685,7 +685,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InvalidSessionError(_os_problem(path, "it cannot be read", error)) from error
+        raise InvalidSessionError(f"it cannot be read: {_reason(error)}", path) from error
     _check_size(len(data), path)
     if private and hasattr(os, "geteuid"):
         _warn_if_exposed(status, path)
@@ -693,7 +693,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
 
 
 def _sync_directory(path: str) -> None:
-    """Make changes of names in a directory durable, where that is supported."""
+    """Make renames and removals in a directory survive a crash; best effort."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path or os.curdir, os.O_RDONLY)
         try:
@@ -756,14 +756,14 @@ def _make_directory(path: str, base: str) -> None:
         except OSError as error:
             if os.path.isdir(directory):  # it was there, or another process was faster
                 continue
-            problem = _os_problem(directory, "the directory cannot be made", error)
-            raise SessionError(problem) from error
+            problem = "the directory cannot be created"
+            raise SessionError(_sentence(directory, problem, _reason(error))) from error
         _settle_directory(directory, base)
         _sync_directory(os.path.dirname(directory))
 
 
 def _found(look: Callable[[str], object], path: str) -> bool:
-    """Tell whether *look* finds something, if only perhaps: a directory may forbid to look."""
+    """Tell whether *look* finds something; if looking is forbidden, assume that it would."""
     try:
         return bool(look(path))
     except OSError as error:
@@ -840,12 +840,12 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
         except (FileNotFoundError, FileExistsError):  # clear() swept it, or its name was taken
             status = _replace(target, data, base)
     except OSError as error:
-        raise SessionError(_os_problem(target, "it cannot be written", error)) from error
+        raise SessionError(_sentence(target, "it cannot be written", _reason(error))) from error
     if private and os.name == "posix":
         _warn_if_exposed(status, target, _ELSEWHERE)
         if _user() == 0 and status.st_uid != 0:
-            told = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
-            warnings.warn(f"{_printable(target)}: {told}", stacklevel=3)
+            problem = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
+            warnings.warn(_sentence(target, problem), stacklevel=3)
 
 
 def _remove_file(path: str) -> None:
@@ -856,9 +856,10 @@ def _remove_file(path: str) -> None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 _patiently(os.unlink, victim)
         except OSError as error:
-            # A disk that is mounted read-only says so before it looks whether there is anything.
+            # A read-only file system refuses before it looks whether the file exists.
             if _found(os.lstat, victim):
-                raise SessionError(_os_problem(victim, "it cannot be removed", error)) from error
+                problem = _sentence(victim, "it cannot be removed", _reason(error))
+                raise SessionError(problem) from error
         finally:
             _sync_directory(os.path.dirname(victim))
 
@@ -878,8 +879,8 @@ def _home() -> str:
             home = os.path.expanduser("~")
     if os.path.isabs(home):
         return home
-    variables = f"set IMMICH_CONFIG_DIR, or {variable}, to an absolute path"
-    raise SessionError(f"there is no home directory to keep sessions in: {variables}")
+    remedy = f"set {variable} or IMMICH_CONFIG_DIR to an absolute path"
+    raise SessionError(f"no home directory: {remedy}")
 
 
 def _decode_config(data: bytes) -> str:
@@ -904,7 +905,8 @@ def _check_spelling(directory: str) -> None:
         if wanted not in names and os.path.exists(directory):
             same = [repr(each) for each in names if each.casefold() == wanted.casefold()]
             other = ", ".join(same) or "a longer name"  # NAME~1 is one that Windows makes up
-            raise InvalidProfileError(f"profile: {name!r} is there in another spelling: {other}")
+            problem = f"{name!r} is there in another spelling: {other}"
+            raise InvalidProfileError(_sentence("profile", problem))
 
 
 def _base_from_env() -> str:
@@ -917,7 +919,8 @@ def _base_from_env() -> str:
     with contextlib.suppress(OSError):  # the working directory may be deleted
         meant = os.path.abspath(base)
     rule = "expected an absolute path without white space at its ends"
-    raise SessionError(f'IMMICH_CONFIG_DIR: {rule}; until 1.0 it meant "{_printable(meant)}"')
+    problem = f'{rule}; until 1.0 it meant "{meant}"'
+    raise InvalidSessionError(problem, None, "IMMICH_CONFIG_DIR")
 
 
 class SessionStore:
@@ -983,14 +986,14 @@ class SessionStore:
         _write_file(path, data, base)
 
     def _entries(self) -> List[str]:
-        """Return, sorted, what stands in profiles/, be it a profile or not."""
+        """Return, sorted, what is in profiles/, profile or not."""
         profiles = self._path("profiles")
         try:
             return sorted(os.listdir(profiles))
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise SessionError(_os_problem(profiles, "it cannot be read", error)) from error
+            raise SessionError(_sentence(profiles, "it cannot be read", _reason(error))) from error
 
     def list_profiles(self) -> List[str]:
         """Return the profiles that have a session.json, sorted; open none of them."""
@@ -1049,8 +1052,10 @@ def _text_file(path: str, member: Optional[str] = None, private: bool = False) -
             return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         problem = "it is not UTF-8 text"
-    except SessionError as error:
-        problem, path = str(error), ""
+    except InvalidSessionError as error:
+        problem = error.problem
+    except SessionError as error:  # it cannot be a path
+        raise InvalidSessionError(str(error), None, member) from None
     raise InvalidSessionError(problem, path, member)
 
 

@@ -3571,7 +3571,7 @@ def test_a_session_that_others_have_no_access_to_draws_no_warning(
 @posix_only
 def test_the_warning_points_to_the_line_that_loads(store: SessionStore, base: Path) -> None:
     write_session(base, SESSION.to_json()).chmod(0o644)
-    with pytest.warns(UserWarning, match="others") as caught:
+    with pytest.warns(UserWarning, match="other users") as caught:
         assert store.load() == SESSION
     assert caught[0].filename == __file__
 
@@ -9796,7 +9796,7 @@ def test_a_container_without_home_says_in_a_sentence_what_is_missing(container: 
     assert (status, out, one_sentence(err)) == (1, "", True)
     assert "IMMICH_CONFIG_DIR" in err and KEY not in err
     status, out, err = container.python(*login, stdin=KEY, IMMICH_CONFIG_DIR="/data")
-    problem = f"/data: the directory cannot be made: {os.strerror(errno.EROFS)}"
+    problem = f"/data: the directory cannot be created: {os.strerror(errno.EROFS)}"
     assert (status, out, err) == (1, "", f"immich_session: {problem}\n")
 
 
