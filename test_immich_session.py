@@ -9860,6 +9860,68 @@ def test_a_million_inputs_bring_nothing_to_light(test: Any, tmp_path: Path) -> N
     fuzz(test.__name__, int(os.environ.get("FUZZ_RUNS", "1000000")), tmp_path)
 
 
+# The file may be cut: each piece is complete
+
+
+CUT = "# ---- cut here"
+
+
+def piece(path: Path, parts: int) -> str:
+    """Return the first parts of a file that may be cut."""
+    text = path.read_text(encoding="utf-8")
+    return "".join(re.split(rf"(?m)^(?={CUT})", text)[:parts]).rstrip() + "\n"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_each_piece_imports_without_a_warning_and_lists_its_public_names(
+    tmp_path: Path, parts: int
+) -> None:
+    file = put(tmp_path / "immich_session.py", piece(MODULE, parts))
+    named: Set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        named |= {target.id for target in targets if isinstance(target, ast.Name)}
+        named |= {node.name} if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else set()
+    code = "import json, immich_session as m\n"
+    code += "print(json.dumps([[name, hasattr(m, name)] for name in m.__all__]))"
+    command = [sys.executable, "-B", "-S", "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    listed = dict(json.loads(done.stdout))
+    assert all(listed.values()) and set(listed) == {n for n in named if n[0] != "_"}
+    assert (set(listed) == PUBLIC - {"main"}) is (parts == 1) and ("main" in listed) is (parts == 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_no_piece_names_a_command_that_it_does_not_have(tmp_path: Path, parts: int) -> None:
+    put(tmp_path / "immich_session.py", piece(MODULE, parts))
+    code = (
+        "import immich_session as m\ntry: m.get_session()\nexcept m.NotLoggedInError as e: print(e)"
+    )
+    command = [sys.executable, "-B", "-S", "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    told = done.stdout.decode()
+    assert 'profile "default" is not logged in' in told and "IMMICH_API_KEY" in told
+    assert (" login " in told) is (parts == 3)
+
+
+def pieces() -> int:
+    """Check each piece of the module as a project that copies it would, with its own tests."""
+    failed = 0
+    checks = ("mypy --strict", "ruff check", "pyright")
+    for parts in (1, 2, 3):
+        with tempfile.TemporaryDirectory() as directory:
+            put(Path(directory) / MODULE.name, piece(MODULE, parts))
+            put(Path(directory) / Path(__file__).name, piece(Path(__file__), parts))
+            shutil.copy(Path(__file__).with_name("pyproject.toml"), directory)
+            commands = [f"{check} {MODULE.name}" for check in checks]
+            commands += ["ruff check", "pytest -q"] if parts < 3 else []
+            for command in commands:
+                print(f"== {command}, of the first {parts} parts", flush=True)
+                python = [sys.executable, "-W", "error", "-m", *command.split()]
+                failed |= subprocess.run(python, cwd=directory).returncode
+    return int(failed != 0)
+
+
 # Speed: `tox -e bench`, not part of the tests
 
 
@@ -10090,5 +10152,9 @@ def windows(release: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    tasks: Dict[str, Callable[..., int]] = {"survivors": survivors, "windows": windows}
+    tasks: Dict[str, Callable[..., int]] = {
+        "pieces": pieces,
+        "survivors": survivors,
+        "windows": windows,
+    }
     raise SystemExit(tasks.get(" ".join(sys.argv[1:2]), bench)(*sys.argv[2:]))
