@@ -413,6 +413,38 @@ def test_the_docstrings_say_what_is_not_protected() -> None:
     assert "signature" in function
 
 
+def test_help_of_the_module_shows_nothing_of_the_environment() -> None:
+    not_under_mutation()
+    names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "AWS_SECRET_ACCESS_KEY")
+    secrets = dict(zip(names, (KEY, TOKEN, f"A: {HEADER}", "hunter2")))
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pydoc", "immich_session"],
+        env={**os.environ, **secrets},
+        cwd=MODULE.parent,
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    shown = done.stdout.decode()
+    assert (done.returncode, leaks(shown)) == (0, [])
+    assert all(re.search(rf"\b{name}\b", shown) for name in immich_session.__all__)
+
+
+def test_no_default_of_a_public_signature_is_more_than_a_constant() -> None:
+    shown = set()
+    for name in immich_session.__all__:
+        value = getattr(immich_session, name)
+        for member in (value, *vars(value).values()) if isinstance(value, type) else (value,):
+            function = getattr(member, "__func__", member)
+            if inspect.isfunction(function) or (inspect.isclass(function) and function is value):
+                with contextlib.suppress(ValueError):  # a class without a signature of its own
+                    shown |= {
+                        repr(parameter.default)
+                        for parameter in inspect.signature(function).parameters.values()
+                        if parameter.default is not parameter.empty
+                    }
+    assert shown == {"None", "60", "10.0", "{}", "<factory>"}
+
+
 # Errors
 
 
@@ -447,16 +479,88 @@ def test_errors_carry_what_a_caller_needs() -> None:
         SessionError("a"),
         InvalidProfileError("b"),
         InvalidSessionError("c"),
+        InvalidSessionError("c", "/home/a/session.json", "auth.type"),
+        InvalidSessionError("c", "/run/key", "IMMICH_API_KEY_FILE"),
         NotLoggedInError("d", "work"),
         immich_session.ServerError("e", 403),
         immich_session.ServerUnreachableError("f"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda error: f"{type(error).__name__} {error}",
 )
 def test_errors_survive_pickling(error: SessionError) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is type(error)
         assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
+
+
+@pytest.mark.parametrize(
+    "text, has_member, told",
+    [
+        ("{", False, "it is not JSON (line 1, column 2)"),
+        ("", False, "it is empty"),
+        (" \n", False, "it is empty"),
+        ("\ufeff{}", False, BOM),
+        ("\ufeff", False, BOM),
+        ("[]", False, "expected an object"),
+        ('{"current_profile": 1, "auth": 1}', True, "expected a"),
+    ],
+    ids=ascii,
+)
+def test_an_error_in_a_file_carries_file_and_member(
+    store: SessionStore, base: Path, text: str, has_member: bool, told: str
+) -> None:
+    readers: Tuple[Tuple[str, str, Callable[[], Any]], ...] = (
+        ("config.json", "current_profile", store.get_current_profile),
+        ("profiles/default/session.json", "auth", partial(store.load, "default")),
+    )
+    for name, member, read in readers:
+        path = put(base / name, text)
+        with pytest.raises(InvalidSessionError, match=re.escape(f": {told}")) as caught:
+            read()
+        carried = (str(path), member if has_member else None)
+        assert (caught.value.path, caught.value.member) == carried
+
+
+@pytest.mark.parametrize(
+    "call, member",
+    [
+        (lambda: Session.from_json("{}"), "auth"),
+        (lambda: Session.from_json("{"), None),
+        (lambda: with_url("ftp://a").headers(), "server_url"),
+        (lambda: with_url("ftp://a").to_env(), "server_url"),
+        (lambda: dataclasses.replace(SESSION, auth=ApiKey("")).headers(), "auth.api_key.key"),
+        (lambda: with_headers({"Cookie": "a"}).headers(), "headers.Cookie"),
+        (lambda: with_headers({"a b": "a"}).headers(), "headers"),
+        (lambda: dataclasses.replace(SESSION, created_at="\ud800").to_json(), "created_at"),
+        (lambda: from_env(IMMICH_SERVER="ftp://a", IMMICH_API_KEY="k"), "IMMICH_SERVER"),
+        (lambda: from_env(IMMICH_SERVER="a", IMMICH_API_KEY="k k"), "IMMICH_API_KEY"),
+        (lambda: from_env(IMMICH_SERVER="a", IMMICH_ACCESS_TOKEN="é"), "IMMICH_ACCESS_TOKEN"),
+    ],
+    ids=range(11),
+)
+def test_an_error_in_a_value_carries_the_field_or_the_variable_and_no_file(
+    call: Callable[[], object], member: Optional[str]
+) -> None:
+    with pytest.raises(InvalidSessionError) as caught:
+        call()
+    assert (caught.value.path, caught.value.member) == (None, member)
+    assert member is None or str(caught.value).startswith(f"{member}: ")
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_API_KEY_FILE", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize("data", [None, b"", b"\xff", b"a b"], ids=ascii)
+def test_an_error_in_a_file_that_a_variable_names_carries_both(
+    tmp_path: Path, variable: str, data: Optional[bytes]
+) -> None:
+    path = str(tmp_path / "file" if data is None else put(tmp_path / "file", data))
+    key = {} if variable == "IMMICH_API_KEY_FILE" else {"IMMICH_API_KEY": KEY}
+    with pytest.raises(InvalidSessionError) as caught:
+        from_env(IMMICH_SERVER=URL, **key, **{variable: path})
+    assert (caught.value.path, caught.value.member) == (path, variable)
+    assert str(caught.value).startswith(f"{variable}: {path}: ")
 
 
 # Profile names
@@ -1375,6 +1479,91 @@ def test_asdict_gives_everything_the_secret_too() -> None:
         "created_at": SESSION.created_at,
         "extra_headers": {},
     }
+
+
+def test_the_secret_is_the_key_or_the_token() -> None:
+    assert (SESSION.secret, LOGIN.secret) == (KEY, TOKEN)
+    assert Session("", ApiKey(""), "").secret == ""
+
+
+HEADERS_OF_ALL_SORTS = {"#A": "#b", "Authorization": "Basic YTpi", "X-Pass": f"{HEADER}: = '#"}
+
+
+@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "token"])
+def test_the_variables_of_a_session_are_those_of_everybody_who_reads_some(session: Session) -> None:
+    variable = "IMMICH_API_KEY" if session is SESSION else "IMMICH_ACCESS_TOKEN"
+    plain = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_URL": URL, variable: session.secret}
+    assert session.to_env() == session.to_env({}) == plain
+    headers = "#A: #b\nAuthorization: Basic YTpi\nX-Pass: " + HEADER + ": = '#"
+    with_all = with_headers(HEADERS_OF_ALL_SORTS, session)
+    assert with_all.to_env() == {**plain, "IMMICH_HEADERS": headers}
+
+
+@pytest.mark.parametrize("url", [f"{URL}/", f"{URL}//"])
+def test_no_variable_has_the_trailing_slash_of_a_url_that_was_made_by_hand(url: str) -> None:
+    assert with_url(url).to_env() == SESSION.to_env()
+
+
+KIND = ["IMMICH_INSTANCE_URL", "IMMICH_SERVER", "IMMICH_API_URL", "IMMICH_API_KEY"]
+KIND += ["IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "IMMICH_HEADERS_FILE"]
+KIND += ["IMMICH_PROFILE"]
+
+
+@pytest.mark.parametrize(
+    "session", [SESSION, LOGIN, with_headers(CANARIES)], ids=["key", "token", "headers"]
+)
+def test_an_environment_with_a_session_has_no_other_and_is_a_copy(session: Session) -> None:
+    rest = {"PATH": "/bin", "IMMICH_CONFIG_DIR": "/c", "IMMICH_LOG_LEVEL": "", "ODD": "\udcff"}
+    environ = {**dict.fromkeys(KIND, "other"), **rest}
+    before = dict(environ)
+    assert session.to_env(environ) == {**rest, **session.to_env()}
+    assert environ == before
+
+
+VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=9)
+FIELD_NAMES = st.text("#!$%&'*+.^_`|~09AZaz-", min_size=1, max_size=5)
+FIELD_LISTS = st.dictionaries(
+    FIELD_NAMES, st.lists(VISIBLE, min_size=1, max_size=3).map(" ".join), max_size=3
+)
+BASES = [URL, "http://[::1]:2283/api", "http://a/b%20c/api", "https://A.b:443//api"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(BASES), VISIBLE, st.booleans(), FIELD_LISTS)
+def test_the_environment_gives_back_the_session_that_was_put_there(
+    url: str, secret: str, is_key: bool, headers: Dict[str, str]
+) -> None:
+    auth = ApiKey(secret, "cli") if is_key else Jwt(secret, "u-1", "alice@example.com")
+    session = Session(url, auth, "then", headers)
+    environ, problem = result_of(InvalidSessionError, session.to_env)
+    assert not leaks(problem)
+    if not problem:
+        same = ApiKey(secret) if is_key else Jwt(secret, "", "")
+        again = session_from_env(environ)
+        assert again == Session(url, same, "", headers)
+        assert list(again.headers().items()) == list(session.headers().items())
+    elif len({name.lower() for name in headers}) == len(headers):
+        assert secret[0] == secret[-1] and secret[0] in "\"'" and "quotes" in problem
+
+
+@pytest.mark.parametrize(
+    "session, member",
+    [
+        (with_url(f"https://alice:{KEY}@a/api"), "server_url"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"{KEY}\n")), "auth.api_key.key"),
+        (dataclasses.replace(LOGIN, auth=Jwt(f"{KEY}\0", "", "")), "auth.jwt.access_token"),
+        (dataclasses.replace(SESSION, auth=ApiKey("")), "auth.api_key.key"),
+        (with_headers({"A": f"{HEADER}\nB: c"}), "headers.A"),
+        (with_headers({"Cookie": HEADER}), "headers.Cookie"),
+        (with_headers({f"{HEADER}: a": "b"}), "headers"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"'{KEY}'")), "IMMICH_API_KEY"),
+        (dataclasses.replace(LOGIN, auth=Jwt(f'"{TOKEN}"', "", "")), "IMMICH_ACCESS_TOKEN"),
+    ],
+    ids=range(9),
+)
+def test_what_cannot_be_sent_is_not_put_into_an_environment(session: Session, member: str) -> None:
+    _, problem = result_of(InvalidSessionError, session.to_env, {"IMMICH_API_KEY": "other"})
+    assert problem.startswith(f"{member}: ") and not leaks(problem)
 
 
 # What people see of a value
