@@ -3747,6 +3747,117 @@ def test_a_path_of_a_key_that_is_none_is_an_error_that_names_the_variable(path: 
         from_env(IMMICH_INSTANCE_URL=URL, IMMICH_API_KEY_FILE=path)
 
 
+def test_a_token_in_the_environment_is_a_password_login_of_nobody_known(tmp_path: Path) -> None:
+    expected = Session(URL, Jwt(TOKEN, "", ""), "")
+    assert from_env(IMMICH_INSTANCE_URL=URL, IMMICH_ACCESS_TOKEN=f" {TOKEN}\n") == expected
+    assert expected.headers() == {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN"])
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_secret_in_quotes_is_told_as_that(variable: str, quote: str, tmp_path: Path) -> None:
+    quoted = f"{quote}{KEY}{quote}"
+    put(tmp_path / "key", f"\ufeff{quoted}\n")
+    for environ in ({variable: quoted}, {"IMMICH_API_KEY_FILE": str(tmp_path / "key")}):
+        with pytest.raises(InvalidSessionError, match="quotes: remove them") as caught:
+            from_env(IMMICH_INSTANCE_URL=URL, **environ)
+        assert KEY not in chain_of(caught.value)
+    for unpaired in (quote, f"{quote}{KEY}", f"{KEY}{quote}"):
+        session = from_env(IMMICH_INSTANCE_URL=URL, **{variable: unpaired})
+        assert session and session.secret == unpaired
+
+
+def headers_from_env(tmp_path: Path, text: str, variable: str) -> Mapping[str, str]:
+    """Return the headers that *text* gives in a variable, or in the file that one names."""
+    is_file = variable == "IMMICH_HEADERS_FILE"
+    value = str(put(tmp_path / "headers", text)) if is_file else text
+    session = from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{variable: value})
+    assert session and session.headers()["x-api-key"] == KEY
+    return session.extra_headers
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize(
+    "text, headers",
+    [
+        ("A: b", {"A": "b"}),
+        ("A:b\nC : d: e \n", {"A": "b", "C": "d: e"}),
+        ("\r\n  A:  b  \r\n\t\r\nC: #d\r\n", {"A": "b", "C": "#d"}),
+        ("Authorization: Basic YTpi", {"Authorization": "Basic YTpi"}),
+    ],
+    ids=ascii,
+)
+def test_extra_headers_come_from_the_environment_a_line_each(
+    tmp_path: Path, variable: str, text: str, headers: Dict[str, str]
+) -> None:
+    assert headers_from_env(tmp_path, text, variable) == headers
+
+
+@pytest.mark.parametrize(
+    "text", ["# no\n\n  # no: no\nA: b\n#C: d\n", "\ufeff# no\nA: b", "\ufeffA: b"]
+)
+def test_a_file_of_headers_may_have_comments_and_a_bom(tmp_path: Path, text: str) -> None:
+    assert headers_from_env(tmp_path, text, "IMMICH_HEADERS_FILE") == {"A": "b"}
+
+
+def test_a_variable_has_no_comments_because_a_header_may_begin_with_their_sign(
+    tmp_path: Path,
+) -> None:
+    headers = {"#A": "b", "C": "d"}
+    assert headers_from_env(tmp_path, "#A: b\nC: d", "IMMICH_HEADERS") == headers
+
+
+@pytest.mark.parametrize("name", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+def test_an_empty_variable_of_headers_counts_as_unset(tmp_path: Path, name: str) -> None:
+    (other,) = {"IMMICH_HEADERS", "IMMICH_HEADERS_FILE"} - {name}
+    values = {"IMMICH_HEADERS": "A: b", "IMMICH_HEADERS_FILE": str(put(tmp_path / "h", "A: b"))}
+    session = from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{name: "", other: values[other]})
+    assert session and session.extra_headers == {"A": "b"}
+    assert from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{name: ""}) == Session(
+        URL, ApiKey(KEY), ""
+    )
+
+
+def test_headers_from_both_variables_are_an_error_that_names_both(tmp_path: Path) -> None:
+    path = str(put(tmp_path / "headers", f"A: {HEADER}"))
+    more = {"IMMICH_HEADERS": f"B: {HEADER}", "IMMICH_HEADERS_FILE": path}
+    with pytest.raises(InvalidSessionError, match=r"IMMICH_HEADERS\b.*_FILE") as caught:
+        from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **more)
+    assert caught.value.member == "IMMICH_HEADERS" and not leaks(chain_of(caught.value))
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize(
+    "text, line, problem",
+    [
+        (f"A: b\n\n{HEADER}", 3, 'expected "NAME: VALUE"'),
+        (f"A: b\r\na: {HEADER}", 2, "this header is given twice"),
+        (f"A: b\nCookie: {HEADER}", 2, "headers.Cookie: this header is reserved"),
+        (f"Authorization: Bearer {HEADER}", 1, "headers.Authorization: this header is reserved"),
+        (f"\nA B: {HEADER}", 2, "headers: a name"),
+        (f": {HEADER}", 1, "headers: a name"),
+        (f'"A: {HEADER}"', 1, "headers: a name"),
+        (f"A: {HEADER}é", 1, "headers.A: expected visible ASCII"),
+        ("A:", 1, "headers.A: expected visible ASCII"),
+    ],
+    ids=ascii,
+)
+def test_a_bad_header_of_the_environment_is_told_by_its_line_and_not_echoed(
+    tmp_path: Path, variable: str, text: str, line: int, problem: str
+) -> None:
+    with pytest.raises(InvalidSessionError) as caught:
+        headers_from_env(tmp_path, text, variable)
+    file = "" if variable == "IMMICH_HEADERS" else f"{tmp_path / 'headers'}: "
+    assert str(caught.value).startswith(f"{variable}: {file}line {line}: {problem}")
+    assert not leaks(chain_of(caught.value))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# A: b\n", "\ufeff"], ids=ascii)
+def test_a_file_of_headers_without_one_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidSessionError, match='expected "NAME: VALUE", one a line'):
+        headers_from_env(tmp_path, text, "IMMICH_HEADERS_FILE")
+
+
 # Environment: get_session
 
 
@@ -3861,6 +3972,141 @@ def test_a_broken_session_is_never_taken_for_not_logged_in(
     with pytest.raises(InvalidSessionError, match=re.escape(str(path))) as caught:
         get_session()
     assert KEY not in chain_of(caught.value)
+
+
+@pytest.fixture
+def both(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> SessionStore:
+    """A session in the environment, and another one in a store with a directory of its own."""
+    own = SessionStore(store.base_config_dir())
+    own.save(OTHER)
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", "https://environment/api")
+    monkeypatch.setenv("IMMICH_API_KEY", KEY)
+    return own
+
+
+def test_a_store_with_a_directory_of_its_own_is_as_explicit_as_a_profile(
+    both: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert get_session(store=both) == OTHER
+    assert get_session(store=SessionStore()).server_url == "https://environment/api"
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", "https://a b")  # nobody looks
+    assert get_session(store=both) == OTHER
+    both.clear()
+    with pytest.raises(NotLoggedInError):
+        get_session(store=both)
+
+
+HALVES = [  # what the environment says, what is stored, and what is missing where that is refused
+    *(({name: "x"}, URL, "IMMICH_INSTANCE_URL") for name in SECRET_VARIABLES),
+    ({"IMMICH_API_KEY": "x", "IMMICH_SERVER": ""}, URL, "IMMICH_INSTANCE_URL"),
+    *(({name: URL}, URL, "") for name in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")),
+    *(
+        ({"IMMICH_SERVER": typed}, stored, missing)
+        for typed, stored, missing in (
+            ("photos.example.com", URL, ""),
+            ("https://PHOTOS.example.com:443/", URL, ""),
+            ("https://a/b/c", "https://a/api", ""),
+            ("http://a", "https://a/api", ""),
+            ("http://a:80/b", "https://a:443/api", ""),
+            ("http://a:2283", "https://a:2283/api", ""),
+            ("https://a", "http://a/api", "IMMICH_API_KEY"),
+            ("https://a:2283", "https://a/api", "IMMICH_API_KEY"),
+            ("http://a:81", "https://a/api", "IMMICH_API_KEY"),
+            ("http://a", "https://a:444/api", "IMMICH_API_KEY"),
+            ("https://b", "https://a/api", "IMMICH_API_KEY"),
+            ("https://a.b", "https://a/api", "IMMICH_API_KEY"),
+        )
+    ),
+    ({"IMMICH_PROFILE": ""}, URL, ""),
+    ({"IMMICH_API_URL": "https://b", "IMMICH_HEADERS": "A: b"}, URL, ""),
+]
+each_half = pytest.mark.parametrize("environ, stored, missing", HALVES, ids=str)
+
+
+@each_half
+def test_half_an_environment_is_no_reason_to_use_another_account(
+    store: SessionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Dict[str, str],
+    stored: str,
+    missing: str,
+) -> None:
+    session = with_url(stored)
+    store.save(session)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    if not missing:
+        assert get_session() == session
+        return
+    with pytest.raises(SessionError) as caught:
+        get_session()
+    variable = next(iter(environ))
+    assert not isinstance(caught.value, NotLoggedInError)
+    assert str(caught.value).startswith(f"{variable}: it is set, and {missing} is not: ")
+    assert f"unset {variable}" in str(caught.value) and "IMMICH_PROFILE" in str(caught.value)
+    assert KEY not in chain_of(caught.value)
+
+
+@each_half
+def test_a_profile_or_a_directory_that_is_named_lifts_the_refusal(
+    store: SessionStore,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Dict[str, str],
+    stored: str,
+    missing: str,
+) -> None:
+    session = with_url(stored)
+    store.save(session)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert get_session("default") == get_session(store=SessionStore(base)) == session
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert get_session() == session
+
+
+@pytest.mark.parametrize("name", ["IMMICH_API_KEY", "IMMICH_SERVER"])
+def test_half_an_environment_beside_nothing_is_not_logged_in(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, URL)
+    with pytest.raises(NotLoggedInError, match="set IMMICH_INSTANCE_URL and IMMICH_API_KEY"):
+        get_session()
+
+
+def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(
+    store: SessionStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
+    place, login = base / "profiles" / "default", f'run "{own_command()}'
+    told = f'profile "default" is not logged in ({place}): {login} login SERVER --profile=default"'
+    own = f'(profiles/default): {login} --config-directory=. login SERVER --profile=default"'
+    monkeypatch.chdir(tmp_path)
+    for arguments, expected in (
+        ({}, told + variables),
+        ({"profile": "default"}, told),
+        ({"store": SessionStore(".")}, 'profile "default" is not logged in ' + own),
+    ):
+        call: Any = get_session
+        with pytest.raises(NotLoggedInError) as caught:
+            call(**arguments)
+        assert str(caught.value).replace("(./", "(") == expected
+    store.save(EXPIRED)
+    with pytest.raises(NotLoggedInError) as caught:
+        get_session()
+    renewal = told.replace("is not logged in", "has an expired session").replace(" SERVER", "")
+    assert str(caught.value) == renewal + variables
+
+
+def test_an_expired_token_of_the_environment_is_not_logged_in(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION)
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", EXPIRED.secret)
+    with pytest.raises(NotLoggedInError, match="environment.*IMMICH_ACCESS_TOKEN") as caught:
+        get_session()
+    assert caught.value.profile is None and EXPIRED.secret not in chain_of(caught.value)
 
 
 # Command line
