@@ -4104,7 +4104,7 @@ def test_an_expired_token_of_the_environment_is_not_logged_in(
     store.save(SESSION)
     monkeypatch.setenv("IMMICH_SERVER", URL)
     monkeypatch.setenv("IMMICH_ACCESS_TOKEN", EXPIRED.secret)
-    with pytest.raises(NotLoggedInError, match="environment.*IMMICH_ACCESS_TOKEN") as caught:
+    with pytest.raises(NotLoggedInError, match=r"environment.*IMMICH_ACCESS_TOKEN") as caught:
         get_session()
     assert caught.value.profile is None and EXPIRED.secret not in chain_of(caught.value)
 
@@ -4113,7 +4113,7 @@ def test_an_expired_token_of_the_environment_is_not_logged_in(
 
 
 LOGIN_HERE = ["login", URL, "--no-verify", "-k", KEY]
-COMMANDS = ["login", "logout", "status", "token", "exec", "import"]
+COMMANDS = ["login", "logout", "status", "token", "headers", "exec", "import"]
 COMMANDS += ["profile", "profile list", "profile current", "profile switch"]
 C_LOCALE: Dict[str, Optional[str]] = {
     "LC_ALL": "C",
@@ -4171,12 +4171,15 @@ def at_terminal(*args: object, typed: bytes, **options: Any) -> Screen:
     return Screen(status, text.decode(), echoes)
 
 
+def own_python() -> str:
+    """Return what a shell finds this Python by."""
+    python = os.path.basename(sys.executable)
+    return python if shutil.which(python) == sys.executable else sys.executable
+
+
 def own_command() -> str:
     """Return what starts the command line where a program has imported the module."""
-    python = os.path.basename(sys.executable)
-    if shutil.which(python) != sys.executable:
-        python = shlex.quote(sys.executable)
-    return f"{python} {shlex.quote(str(MODULE))}"
+    return f"{shlex.quote(own_python())} {shlex.quote(str(MODULE))}"
 
 
 def jwt(exp: object) -> Session:
@@ -4253,6 +4256,62 @@ def test_help_of_the_whole_names_every_command(cli: Any, command: str) -> None:
 )
 def test_help_of_login_names_its_flags(cli: Any, flag: str) -> None:
     assert flag in re.split(r"[\s,\[\]]+", cli("login", "--help").out)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
+def test_help_of_a_command_says_what_it_does_and_shows_an_example_that_is_right(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    _, text, *_, last = cli(*command.split(), "--help").out.split("\n\n")
+    assert text in cli("--help").out + cli("profile", "--help").out or command == "exec"
+    begins = f"example: {own_command()} {command}"
+    assert last.startswith(begins) and "\n" not in last.rstrip()
+    arguments = shlex.split(last[len(begins) :].split("|")[0])
+    offline = {"login": ["--no-verify"]}.get(command, [])
+    assert cli(*command.split(), *offline, *arguments).status in (0, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "command, option, default",
+    [
+        ("", "-d DIR, --config-directory DIR", "default: ~/.config/immich"),
+        ("login", "SERVER", "default: of the environment, or the session to renew"),
+        ("login", "-n NAME, --name NAME", "default: its name on the server"),
+        ("login", "-k KEY, --api-key KEY", "prompted for if omitted; -: from standard input"),
+        ("login", "-p PASSWORD, --password PASSWORD", "prompted for if omitted; -: from standard"),
+        ("login", "-H HEADER, --header HEADER", "'NAME: VALUE', or @FILE with one a line"),
+        ("import", "FILE", "default: auth.yml in the configuration directory"),
+        *(
+            (command, "-P PROFILE, --profile PROFILE", "default: the current one")
+            for command in ("login", "logout", "status", "token", "headers", "exec", "import")
+        ),
+        *(
+            (command, "--timeout SECONDS", "default: 10")
+            for command in ("login", "logout", "status")
+        ),
+    ],
+)
+def test_help_says_the_defaults(cli: Any, command: str, option: str, default: str) -> None:
+    out = cli(*command.split(), "--help").out
+    # Newer Pythons name the metavariable of an option once.
+    short = option.replace(" DIR,", ",").replace(" KEY,", ",").replace(" PASSWORD,", ",")
+    short = re.sub(" (NAME|HEADER|PROFILE),", ",", short)
+    lines = [" ".join(line.split()) for line in re.split(r"\n(?=  [-A-Z])|\n\n", out)]
+    told = [line for line in lines if line.startswith((f"{option} ", f"{short} "))]
+    assert len(told) == 1 and default in told[0]
+
+
+def test_help_of_the_whole_names_every_variable(cli: Any) -> None:
+    out = cli("--help").out
+    others = ["IMMICH_CONFIG_DIR", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"]
+    for name in (*KIND, *others):
+        assert bool(re.search(rf"\b{name}\b", out)), name
+
+
+def test_help_of_exec_names_the_variables_that_it_sets(cli: Any) -> None:
+    named = set(re.findall(r"IMMICH_\w+", cli("exec", "--help").out))
+    assert named == {*with_headers(CANARIES).to_env(), *LOGIN.to_env(), "IMMICH_PROFILE"}
 
 
 def test_help_of_exec_names_the_command(cli: Any) -> None:
@@ -4357,13 +4416,48 @@ def test_a_key_behind_the_server_is_pointed_to_its_flag(cli: Any) -> None:
     assert not re.search(r"-k\b", cli("status", KEY).err)
 
 
-@pytest.mark.parametrize("args", [["status", f"--chekc{KEY}"], ["login", URL, f"-{KEY}"]])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("option", [f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"])
 def test_an_unknown_option_is_told_as_that_with_the_usage_of_the_command(
-    cli: Any, args: List[str]
+    cli: Any, command: str, option: str
 ) -> None:
-    status, out, err = cli(*args)
+    more = {"login": [URL], "exec": ["--", "/nosuch"], "profile switch": ["work"]}
+    status, out, err = cli(*command.split(), option, *more.get(command, []))
     assert (status, out, one_sentence(err), KEY in err) == (2, "", True, False)
-    assert "unknown option" in err and f"usage: {own_command()} {args[0]} [-h]" in err
+    prog = f"{own_command()} {command}".rstrip()
+    assert f"unknown option; usage: {prog} [-h]" in err and f'see "{prog} --help"' in err
+    assert ("-k KEY" in err) is (command == "login")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Any, command: str) -> None:
+    arguments = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
+    status, out, err = cli(*command.split(), *arguments, KEY)
+    if command == "exec":  # KEY is the command to run
+        assert (status, out) == (4, "")
+    else:
+        assert (status, out, one_sentence(err), KEY in err) == (2, "", True, False)
+    assert bool(re.search(r"-k\b", err)) is (command == "login")
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        ("login a -k - -e b", "-e/--email: not allowed with argument -k/--api-key"),
+        ("login a -e b -k -", "-k/--api-key: not allowed with argument -e/--email"),
+        ("logout -P a --all", "--all: not allowed with argument -P/--profile"),
+        ("login a -p -", "-p needs -e"),
+        ("login a -k - -p -", "-p needs -e"),
+        ("login a -e b -n c", "-n and --no-verify do not go with a password login"),
+        ("login a -e b --no-verify", "-n and --no-verify do not go with a password login"),
+    ],
+)
+def test_options_that_have_no_meaning_together_are_told_as_that(
+    cli: Any, base: Path, args: str, told: str
+) -> None:
+    status, out, err = cli(*args.split())
+    assert (status, out, one_sentence(err), base.exists()) == (2, "", True, False)
+    assert told in err
 
 
 def test_an_unknown_command_is_told_which_there_are(cli: Any) -> None:
@@ -4715,6 +4809,56 @@ def test_a_header_file_that_cannot_be_used_is_named(
     assert f"{tmp_path / 'headers'}: " in err
 
 
+def test_extra_headers_keep_the_order_of_their_options_whatever_these_are(
+    cli: Any, store: SessionStore, tmp_path: Path
+) -> None:
+    one, two = put(tmp_path / "1", "C: 3\n#D: no\nA: 2\n"), put(tmp_path / "2", "\ufeff!: 5")
+    given = ["#Z: #1", f"@{one}", "B: # 4", f"@{two}", "a#: 6"]
+    assert cli(*LOGIN_HERE, *(word for each in given for word in ("-H", each))).status == 0
+    session = store.load()
+    shown = ["#Z: #1", "C: 3", "A: 2", "B: # 4", "!: 5", "a#: 6"]
+    assert session and [": ".join(item) for item in session.extra_headers.items()] == shown
+
+
+@pytest.mark.parametrize("literal_first", [True, False])
+def test_a_header_that_an_option_and_a_file_give_is_told_where_it_is_given_again(
+    cli: Any, base: Path, tmp_path: Path, literal_first: bool
+) -> None:
+    file = put(tmp_path / "headers", f"\n# twice\nA: {HEADER}\n")
+    given = [f"a: {HEADER}", f"@{file}"][:: 1 if literal_first else -1]
+    status, out, err = cli(*LOGIN_HERE, "-H", given[0], "-H", given[1])
+    where = f"-H: {file}: line 3" if literal_first else "-H"
+    told = f"immich_session: {where}: this header is given twice"
+    assert (status, out, base.exists(), err.splitlines()[-1]) == (1, "", False, told)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("", 'expected "NAME: VALUE", one a line'),
+        ("# A: b\n", 'expected "NAME: VALUE", one a line'),
+        (f"# one\n\nA: b\n{HEADER}", 'line 4: expected "NAME: VALUE"'),
+        (f"A: b\r\nHost: {HEADER}", "line 2: headers.Host: this header is reserved"),
+        (f"\ufeffA B: {HEADER}", "line 1: headers: a name has characters that HTTP does not allow"),
+    ],
+    ids=ascii,
+)
+def test_an_error_in_a_file_of_headers_names_file_and_line(
+    cli: Any, base: Path, tmp_path: Path, text: str, problem: str
+) -> None:
+    file = put(tmp_path / "headers", text)
+    told = f"immich_session: -H: {file}: {problem}"
+    status, out, err = cli(*LOGIN_HERE, "-H", f"@{file}")
+    assert (status, out, base.exists(), err.splitlines()[-1]) == (1, "", False, told)
+
+
+def test_a_header_that_is_an_argument_has_no_comment_and_no_line(
+    cli: Any, base: Path, tmp_path: Path
+) -> None:
+    err = cli(*LOGIN_HERE, "-H", f"# {HEADER}").err.splitlines()[-1]
+    assert err == 'immich_session: -H: expected "NAME: VALUE"'
+
+
 # Command line: which server, which profile
 
 
@@ -4890,6 +5034,197 @@ def test_logout_beside_a_broken_config_json_leaves_that_alone(
     assert (store.load("work"), config.read_text()) == (None, "{")
 
 
+# The files of a program, "M" for the module; its command; and how the one that it suggests begins.
+ODD = 'it\'s "my" $HOME'
+SCRIPT = f"#!{sys.executable}\nimport sys\nfrom immich_session import main\nsys.exit(main())\n"
+THERE = "import sys\nsys.path.insert(0, r'HERE/lib')\n"
+USE = "sys.modules['immich_session'].get_session()"
+Way = Tuple[Dict[str, str], List[str], List[str]]
+WAYS: Dict[str, Way] = {
+    "absolute path": (
+        {"immich_session.py": "M"},
+        ["{python}", "{here}/immich_session.py", "status"],
+        ["{python}", "{here}/immich_session.py"],
+    ),
+    "relative path": (
+        {"lib/session.py": "M"},
+        ["{python}", "lib/session.py", "token"],
+        ["{python}", "lib/session.py"],
+    ),
+    "odd path": (
+        {f"{ODD}/immich_session.py": "M"},
+        ["{python}", f"{{here}}/{ODD}/immich_session.py", "headers"],
+        ["{python}", f"{{here}}/{ODD}/immich_session.py"],
+    ),
+    "-m": (
+        {"immich_session.py": "M"},
+        ["{python}", "-m", "immich_session", "exec", "ls"],
+        ["{python}", "-m", "immich_session"],
+    ),
+    "console script": (
+        {"bin/immich-session": SCRIPT, "bin/immich_session.py": "M"},
+        ["immich-session", "status"],
+        ["immich-session"],
+    ),
+    "console script beyond PATH": (
+        {".venv/bin/immich-session": SCRIPT, ".venv/bin/immich_session.py": "M"},
+        [".venv/bin/immich-session", "status"],
+        [".venv/bin/immich-session"],
+    ),
+    "console script behind another": (
+        {
+            "bin/immich-session": "#!/bin/sh\nexit 9\n",
+            ".venv/bin/immich-session": SCRIPT,
+            ".venv/bin/immich_session.py": "M",
+        },
+        ["{here}/.venv/bin/immich-session", "status"],
+        ["{here}/.venv/bin/immich-session"],
+    ),
+    "imported from elsewhere": (
+        {"lib/immich_session.py": "M", "tool.py": f"{THERE}import immich_session\n{USE}"},
+        ["{python}", "tool.py"],
+        ["{python}", "{here}/lib/immich_session.py"],
+    ),
+    "all names imported": (
+        {"lib/immich_session.py": "M", "tool.py": f"{THERE}from immich_session import *\n{USE}"},
+        ["{python}", "{here}/tool.py"],
+        ["{python}", "{here}/lib/immich_session.py"],
+    ),
+    "below a package, -m": (
+        {"pkg/immich_session.py": "M", "pkg/__init__.py": ""},
+        ["{python}", "-m", "pkg.immich_session", "status"],
+        ["{python}", "-m", "pkg.immich_session"],
+    ),
+    "below a package, imported": (
+        {
+            "pkg/immich_session.py": "M",
+            "pkg/tool.py": "from pkg.immich_session import get_session\nget_session()",
+        },
+        ["{python}", "-m", "pkg.tool"],
+        ["{python}", "{here}/pkg/immich_session.py"],
+    ),
+    "below a package that is a program": (
+        {
+            "pkg/immich_session.py": "M",
+            "pkg/__main__.py": "from .immich_session import *\nget_session()",
+        },
+        ["{python}", "-m", "pkg"],
+        ["{python}", "{here}/pkg/immich_session.py"],
+    ),
+    "zip, -m": (
+        {"x.zip": "immich_session.py"},
+        ["{python}", "-m", "immich_session", "status"],
+        ["{python}", "-m", "immich_session"],
+    ),
+    "zip that is a program": (
+        {"y.zip": "__main__.py"},
+        ["{python}", "y.zip", "status"],
+        ["{python}", "y.zip"],
+    ),
+}
+
+
+def told_to_run(command: Sequence[str], **options: Any) -> str:
+    """Return the command that is suggested to somebody who is not logged in."""
+    not_under_mutation()
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **options)
+    suggested = re.search('run "(.*)"', done.stderr.decode())
+    assert done.returncode in (1, 4) and suggested, done.stderr
+    return suggested[1]
+
+
+def paste(command: str, **options: Any) -> None:
+    """Run a command that was suggested in a shell, with a key on its standard input."""
+    assert " SERVER " in command
+    command = command.replace(" SERVER ", f" {URL} ") + " --no-verify -k -"
+    shell = [shutil.which("sh") or "sh", "-c", command]
+    done = subprocess.run(shell, input=KEY.encode(), capture_output=True, timeout=60, **options)
+    assert (done.returncode, sentences(done.stderr.decode())) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_to_run_works_however_this_was_started(
+    tmp_path: Path, store: SessionStore, way: str
+) -> None:
+    here = tmp_path / "here"
+    files, command, begins = WAYS[way]
+    for name, text in files.items():
+        if name.endswith(".zip"):
+            put(here / name).unlink()
+            with zipfile.ZipFile(here / name, "w") as archive:
+                archive.write(MODULE, text)
+        else:
+            data = MODULE.read_bytes() if text == "M" else text.replace("HERE", str(here))
+            put(here / name, data).chmod(0o700)
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(here / "x.zip")}
+    environ["PATH"] = f"{here / 'bin'}:{environ['PATH']}"
+    options: Dict[str, Any] = {"cwd": str(here), "env": environ}
+    words = [word.format(here=here, python=sys.executable) for word in command]
+    suggested = told_to_run(words, **options)
+    words = [word.format(here=here, python=own_python()) for word in begins]
+    expected = " ".join(map(shlex.quote, words))
+    assert suggested == f"{expected} login SERVER --profile=default"
+    assert store.load() is None
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("kind", ["nowhere", "another", "first"])
+def test_what_to_run_names_this_python_whatever_others_there_are(
+    tmp_path: Path, store: SessionStore, kind: str
+) -> None:
+    name = os.path.basename(sys.executable)
+    for other in {name, "python", "python3"}:
+        put(tmp_path / "another" / other, "#!/bin/sh\nexit 9\n").chmod(0o700)
+    (tmp_path / "nowhere").mkdir()
+    place = os.path.dirname(sys.executable) if kind == "first" else str(tmp_path / kind)
+    options: Dict[str, Any] = {"env": {**os.environ, "PATH": f"{place}:{tmp_path / 'another'}"}}
+    if kind == "nowhere":
+        options["env"]["PATH"] = place
+    suggested = told_to_run([sys.executable, "-B", str(MODULE), "status"], **options)
+    python = name if kind == "first" else shlex.quote(sys.executable)
+    assert suggested.startswith(f"{python} {shlex.quote(str(MODULE))} login ")
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("is_active", [True, False], ids=["active", "by path"])
+def test_what_to_run_is_run_in_the_same_virtual_environment(
+    tmp_path: Path, store: SessionStore, is_active: bool
+) -> None:
+    not_under_mutation()
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    shutil.copy(MODULE, packages / "only_here.py")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "python").symlink_to(
+        os.path.realpath(sys.executable)
+    )  # the very same file
+    place, environ = tmp_path / "venv" / "bin", {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["PATH"] = f"{place if is_active else tmp_path / 'base'}:{environ['PATH']}"
+    options: Dict[str, Any] = {"env": environ, "cwd": str(tmp_path / "base")}
+    suggested = told_to_run([str(place / "python"), "-m", "only_here", "status"], **options)
+    python = "python" if is_active else str(place / "python")
+    assert suggested.startswith(f"{python} -m only_here login ")
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("directory", ["", "my files"])
+def test_what_to_run_after_a_session_has_expired_renews_it(
+    server: Server, tmp_path: Path, directory: str
+) -> None:
+    store = SessionStore(tmp_path / directory if directory else None)
+    store.save(Session(f"{server.url}/api", EXPIRED.auth, "", CANARIES), "a b")
+    options = ["-d", str(tmp_path / directory)] if directory else []
+    command = [sys.executable, "-B", str(MODULE), *options, "token", "-P", "a b"]
+    shell = ["sh", "-c", f"{told_to_run(command)} -p -"]
+    assert subprocess.run(shell, input=PASSWORD.encode(), capture_output=True).returncode == 0
+    session = store.load("a b")
+    assert session and session.secret == json.loads(recorded(LOG_IN).body)["accessToken"]
+    assert session.extra_headers == CANARIES
+
+
 # Command line: logout
 
 
@@ -5055,6 +5390,26 @@ def test_status_asks_no_server_about_nobody(cli: Any) -> None:
     assert (status, json.loads(out)["valid"], one_sentence(err)) == (4, None, True)
 
 
+def test_status_tells_where_the_session_came_from(
+    cli: Any, store: SessionStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION, "a")
+    SessionStore(tmp_path / "own").save(LOGIN)
+    path = base / "profiles" / "a" / "session.json"
+    own = tmp_path / "own" / "profiles" / "default" / "session.json"
+    shown = [cli("status", "-P", "a").out, cli("-d", tmp_path / "own", "status").out]
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", TOKEN)
+    shown += [cli("status").out, cli("-d", tmp_path / "own", "status").out]
+    from_own = f'Source: profile "default" ({own})'
+    assert [text.splitlines()[0] for text in shown] == [
+        f'Source: profile "a" ({path})',
+        from_own,
+        "Source: environment",
+        from_own,
+    ]
+
+
 NOBODY = dict.fromkeys(
     ("server_url", "method", "name", "email", "user_id", "created_at", "expires_at", "expired")
 )
@@ -5162,6 +5517,61 @@ def test_user_name_and_password_of_a_stored_url_are_not_shown(
     assert "photos.example.com/api" in out and HEADER not in out and "alice" not in out
 
 
+USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
+
+
+@pytest.mark.parametrize("command", USING)
+@pytest.mark.parametrize("halves", [{"IMMICH_API_KEY": HEADER}, {"IMMICH_SERVER": "https://b"}])
+def test_half_an_environment_stops_every_command_that_would_use_another_account(
+    cli: Any,
+    base: Path,
+    store: SessionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    halves: Dict[str, str],
+) -> None:
+    for name, value in halves.items():
+        monkeypatch.setenv(name, value)
+    assert cli(*command.split()).status == 4
+    store.save(SESSION)
+    status, out, err = cli(*command.split())
+    assert (status, out, one_sentence(err)) == (1, "", True)
+    assert err.startswith(f"immich_session: {name}: it is set, ") and not leaks(err)
+    done = 127 if "exec" in command else 0
+    assert cli("-d", base, *command.split()).status == done
+    first, *rest = command.split()
+    assert cli(first, "-P", "default", *rest).status == done
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert cli(*command.split()).status == done
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_directory_that_is_named_wins_over_the_environment(
+    cli: Any, store: SessionStore, tmp_path: Path
+) -> None:
+    own = ["-d", tmp_path / "own"]
+    for command in USING:
+        assert cli(*own, *command.split()).status == 4
+    SessionStore(tmp_path / "own").save(LOGIN)
+    assert json.loads(cli(*own, "status", "--json").out)["source"] == "file"
+    assert cli(*own, "token").out == TOKEN + "\n"
+    assert cli(*own, "headers").out == f"Authorization: Bearer {TOKEN}\n"
+    assert run(*own, "exec", "--", "sh", "-c", "echo $IMMICH_ACCESS_TOKEN").out == TOKEN + "\n"
+    assert cli("token").out == KEY + "\n"
+
+
+@pytest.mark.parametrize("command", USING)
+def test_an_expired_token_of_the_environment_is_status_4_and_named(
+    cli: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    store.save(SESSION)
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", EXPIRED.secret)
+    status, _, err = cli(*command.split())
+    assert (status, one_sentence(err)) == (4, True)
+    assert "IMMICH_ACCESS_TOKEN" in err and EXPIRED.secret not in err
+
+
 HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 
 
@@ -5246,6 +5656,21 @@ def test_profile_list_json_has_every_member_and_no_secret(
     assert broken == {"name": "broken", "current": False, **nothing}
 
 
+@pytest.mark.parametrize(
+    "auth, who",
+    [(SESSION.auth, "cli"), (LOGIN.auth, "alice@example.com"), (ApiKey(KEY), None)],
+    ids=["key", "login", "unnamed"],
+)
+def test_profile_list_tells_accounts_of_one_server_apart(
+    cli: Any, store: SessionStore, auth: immich_session.AuthMethod, who: Optional[str]
+) -> None:
+    store.save(Session(URL, auth, ""))
+    assert json.loads(cli("profile", "list", "--json").out)[0]["who"] == who
+    method = "jwt" if auth is LOGIN.auth else "api_key"
+    line = f"* default  {URL}  {method}" + (f"  {who}" if who else "")
+    assert cli("profile", "list").out == f"{line}\n"
+
+
 def test_profile_list_of_nothing_is_an_empty_array(cli: Any, base: Path) -> None:
     assert cli("profile", "list", "--json") == (0, "[]\n", "")
     assert not base.exists()
@@ -5315,7 +5740,45 @@ def test_token_is_the_bare_secret(
     assert cli("token", "-P", "work") == (0, secret + "\n", "")
 
 
-@pytest.mark.parametrize("args", [["token"], ["exec", "--", "/nosuch"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "session, lines",
+    [
+        (SESSION, [f"x-api-key: {KEY}"]),
+        (LOGIN, [f"Authorization: Bearer {TOKEN}"]),
+        (with_headers(CANARIES), [f"CF-Access-Client-Secret: {HEADER}", f"x-api-key: {KEY}"]),
+        (
+            with_headers({"Authorization": "Basic YTpi", "#A": "# b"}, LOGIN),
+            ["Authorization: Basic YTpi", "#A: # b", f"x-immich-user-token: {TOKEN}"],
+        ),
+    ],
+    ids=["key", "login", "extra", "basic"],
+)
+def test_headers_prints_what_a_request_needs_a_header_a_line(
+    cli: Any, store: SessionStore, session: Session, lines: List[str]
+) -> None:
+    store.save(session, "work")
+    assert cli("headers", "-P", "work") == (0, "\n".join(lines) + "\n", "")
+
+
+@pytest.mark.parametrize(
+    "session, member",
+    [
+        (with_headers({"A": f"{HEADER}\nx-api-key: y"}), "headers.A"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"{KEY}\nA: b")), "auth.api_key.key"),
+        (with_url(f"https://alice:{HEADER}@a/api"), "server_url"),
+    ],
+    ids=["header", "key", "url"],
+)
+def test_headers_prints_nothing_that_no_request_may_hold(
+    cli: Any, store: SessionStore, session: Session, member: str
+) -> None:
+    store.save(session)
+    status, out, err = cli("headers")
+    assert (status, out, one_sentence(err)) == (1, "", True)
+    assert member in err and not leaks(err)
+
+
+@pytest.mark.parametrize("args", [["token"], ["headers"], ["exec", "--", "/nosuch"]], ids=" ".join)
 @pytest.mark.parametrize("session", [None, jwt(0)], ids=["none", "expired"])
 def test_no_usable_session_is_status_4(
     cli: Any, store: SessionStore, session: Optional[Session], args: List[str]
@@ -5329,8 +5792,9 @@ def test_no_usable_session_is_status_4(
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "status --json", "token", "exec /nosuch", "profile list", "profile current"]
-    + ["profile switch x", "logout --local", "logout --local --all", "import", "--help"],
+    ["status", "status --json", "token", "headers", "exec /nosuch", "profile list"]
+    + ["profile current", "profile switch x", "logout --local", "logout --local --all"]
+    + ["import", "--help"],
 )
 def test_a_command_that_stores_nothing_makes_no_directory(
     cli: Any, tmp_path: Path, command: str
@@ -5567,6 +6031,52 @@ def test_a_failed_exec_is_status_127_where_nobody_reads_why(store: SessionStore)
     os.close(reader)
     with open(writer, "wb") as nobody:
         assert run("exec", "--", "nosuch", stderr=nobody).status == 127
+
+
+@pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
+@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
+def test_exec_says_once_what_a_command_may_not_understand(
+    cli: Any, store: SessionStore, session: Session, extra: Dict[str, str]
+) -> None:
+    store.save(with_headers(extra, session))
+    warnings = [line for line in cli("exec", "--", "/nosuch").err.splitlines() if "warning" in line]
+    told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
+    told += ["extra headers.*IMMICH_HEADERS"] * bool(extra)
+    assert len(warnings) == len(told)
+    assert all(map(re.search, told, warnings)) and not leaks(*warnings)
+
+
+@pytest.mark.parametrize("source", ["file", "directory", "environment"])
+@pytest.mark.parametrize(
+    "session",
+    [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
+    ids=["key", "login", "key and headers", "login and headers"],
+)
+def test_a_command_of_exec_that_is_this_one_sees_the_very_same_session(
+    cli: Any,
+    store: SessionStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    session: Session,
+    source: str,
+) -> None:
+    options = ["-d", tmp_path / "own"] if source == "directory" else []
+    other = with_url("https://other.example.com/api")
+    for each in (SessionStore(), SessionStore(tmp_path / "own")):
+        each.save(other if source == "environment" else session)
+    if source == "environment":
+        for name, value in session.to_env().items():
+            monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.setenv("IMMICH_HEADERS", "Z: other")
+        (SessionStore() if options else SessionStore(tmp_path / "own")).save(other)
+    child = ["exec", "--", sys.executable, "-B", str(MODULE)]
+    assert run(*options, *child, "headers").out == cli(*options, "headers").out
+    inside = json.loads(run(*options, *child, "status", "--json").out)
+    outside = json.loads(cli(*options, "status", "--json").out)
+    facts = ("server_url", "method", "expires_at", "expired")
+    assert [inside[fact] for fact in facts] == [outside[fact] for fact in facts]
+    assert (inside["source"], inside["server_url"]) == ("environment", URL)
 
 
 def test_exec_warns_that_extra_headers_do_not_travel(store: SessionStore) -> None:
