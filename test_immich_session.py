@@ -4124,7 +4124,7 @@ C_LOCALE: Dict[str, Optional[str]] = {
 # Run the command line inside a program of our own: python -c CODE MODULE ARGUMENT...  It loads
 # early what the module needs, because another user may have no access to Python's library.
 PROGRAM = """
-import argparse, getpass, locale, os, random, shutil, signal, struct, sys, tempfile
+import argparse, getpass, ipaddress, locale, os, random, shutil, signal, struct, sys, tempfile
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 import immich_session
 """
