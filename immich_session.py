@@ -274,12 +274,16 @@ def _check_secret(secret: str, member: str, path: Optional[str] = None) -> None:
         raise InvalidSessionError(problem, path, member)
 
 
+def _check_unquoted(text: str, member: str, path: Optional[str] = None) -> None:
+    if re.fullmatch("\".*\"|'.*'", text, re.DOTALL):  # docker --env-file keeps them
+        raise InvalidSessionError("it stands in quotes: remove them", path, member)
+
+
 def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
     """Return the key or token that a person gave, without the white space around it."""
     secret = text.lstrip("\ufeff").strip()
     _check_secret(secret, member, path)
-    if re.fullmatch("\".*\"|'.*'", secret):  # docker --env-file keeps them
-        raise InvalidSessionError("it stands in quotes: remove them", path, member)
+    _check_unquoted(secret, member, path)
     return secret
 
 
@@ -1033,6 +1037,12 @@ class SessionStore:
 # Environment
 
 
+def _variable(environ: Mapping[str, str], names: Sequence[str]) -> Optional[str]:
+    """Return the one of these variables that counts: one that is set, rather not to nothing."""
+    given = [name for name in names if name in environ]
+    return next((name for name in given if environ[name]), given[0] if given else None)
+
+
 def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     """Return the server that the environment names, None if it names none."""
     names = [name for name in _URL_VARIABLES if environ.get(name)]
@@ -1067,7 +1077,7 @@ def _from_variables(
     if len(filled) > 1:
         problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
         raise InvalidSessionError(problem, None, filled[0])
-    name = next(iter((*filled, *(name for name in names if name in environ))), "")
+    name = _variable(environ, names) or ""
     text = environ.get(name, "")
     if text and name.endswith("_FILE"):
         return _text_file(text, name), text, name
@@ -1090,6 +1100,8 @@ def _header_lines(text: str, path: str, member: str) -> List[Tuple[int, str]]:
 
 def _environment_headers(environ: Mapping[str, str]) -> Dict[str, str]:
     text, path, name = _from_variables(environ, _HEADER_VARIABLES)
+    if path is None:
+        _check_unquoted(text.strip(), name)
     # No comments in a variable: "#" is legal in the name of a header.
     lines = _lines(text) if path is None else _header_lines(text, path, name)
     headers: Dict[str, str] = {}
@@ -1166,12 +1178,13 @@ def _require_session(
         problem = "the session of the environment has expired: set IMMICH_ACCESS_TOKEN anew"
         raise NotLoggedInError(problem)
     problem = "is not logged in" if session is None else "has an expired session"
-    where = _printable(store._path("profiles", profile))
+    where = store._path("profiles", profile)
     remedies = [remedy(session, profile, store) for remedy in _REMEDIES]
     if store._base_dir is None and not is_named:
         remedies.append("set IMMICH_INSTANCE_URL and IMMICH_API_KEY")
     remedy = f": {', or '.join(remedies)}" if remedies else ""
-    raise NotLoggedInError(f'profile "{profile}" {problem} ({where}){remedy}', profile)
+    text = f'profile "{profile}" {problem} ({where}){remedy}'
+    raise NotLoggedInError(_printable(text), profile)
 
 
 def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] = None) -> Session:
@@ -1881,7 +1894,7 @@ def _shell_words(words: Sequence[str]) -> str:
         return subprocess.list2cmdline(words)
     # Not shlex.quote: Debian's python3-minimal has no shlex.
     plain = re.compile(r"[\w@%+=:,./-]+", re.ASCII).fullmatch
-    quoted = (word.replace("'", "'\"'\"'") for word in words)
+    quoted = (_printable(word).replace("'", "'\"'\"'") for word in words)
     return " ".join(word if plain(word) else f"'{word}'" for word in quoted)
 
 
@@ -1896,14 +1909,18 @@ def _as_typed(program: str) -> str:
 def _own_command() -> str:
     """Return the command that starts this command line as it was started, for a shell."""
     python, script = _as_typed(sys.executable or "python3"), sys.argv[0] if sys.argv else ""
-    spec = globals().get("__spec__")
-    if __name__ != "__main__":
-        if os.path.basename(script) in ("immich-session", "immich-session.exe"):
-            return _shell_words([_as_typed(script)])
-        script = os.path.abspath(__file__)
-    elif spec is not None and spec.name != "__main__":  # that is a zip's
-        return _shell_words([python, "-m", spec.name])
-    return _shell_words([python, script])
+    spec, path = globals().get("__spec__"), os.path.abspath(__file__)
+    if __name__ == "__main__":
+        if spec is not None and spec.name != "__main__":  # that is a zip's
+            return _shell_words([python, "-m", spec.name])
+        return _shell_words([python, script])
+    if os.path.basename(script) in ("immich-session", "immich-session.exe"):
+        return _shell_words([_as_typed(script)])
+    if os.path.isfile(path):
+        return _shell_words([python, path])
+    root = str(Path(path).parents[__name__.count(".")])  # a zip
+    code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as m; sys.exit(m.main())"
+    return _shell_words([python, "-c", code])
 
 
 def _profile_flag(profile: str) -> str:
@@ -2007,7 +2024,7 @@ def _described(session: Session) -> str:
 def _note_overrides(store: SessionStore) -> None:
     """Tell people where the environment overrides what they have just set."""
     url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
-    secret = next((name for name in _SECRET_VARIABLES if name in os.environ), None)
+    secret = _variable(os.environ, _SECRET_VARIABLES)
     if store._base_dir is None and url and secret:
         _say(f"note: {url} and {secret} are set, and override every profile")
     elif os.environ.get("IMMICH_PROFILE"):
@@ -2112,7 +2129,7 @@ def _login_server(
     if old is not None and not _is_same_server(url, old.server_url):
         there = f'profile "{profile}" has a session for {_public_url(old.server_url)}'
         raise SessionError(f"{there}, the environment names {url}: give the SERVER")
-    return url, _environment_headers(os.environ), None
+    return url, {} if args.header else _environment_headers(os.environ), None
 
 
 def _fill_in_login(args: Any, renewed: Session) -> None:
@@ -2520,7 +2537,8 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
         "action": "append",
         "default": [],
         "metavar": "HEADER",
-        "help": "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable",
+        "help": "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
+        "(default: of the session to renew; with the server of the environment, IMMICH_HEADERS)",
     },
     "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
     "--timeout": {
@@ -2570,10 +2588,16 @@ environment variables:
   IMMICH_API_KEY        the API key; or IMMICH_API_KEY_FILE: a file that holds it
   IMMICH_ACCESS_TOKEN   instead of a key, the token of a password login
   IMMICH_HEADERS        extra headers, one a line; or IMMICH_HEADERS_FILE: a file of them
+  IMMICH_API_URL        set by exec beside IMMICH_INSTANCE_URL, and not read
   IMMICH_PROFILE        the current profile
   IMMICH_CONFIG_DIR     the directory of the files (default: ~/.config/immich)
   SSL_CERT_FILE         certificates to trust, for a CA of your own
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY"""
+
+
+def _refuse_usage(parser: Any, problem: str) -> None:
+    _say(f'{problem}; see "{parser.prog} --help"')
+    raise SystemExit(2)
 
 
 def _parser_class() -> Any:
@@ -2595,8 +2619,7 @@ def _parser_class() -> Any:
         def error(self, message: str) -> Any:
             # argparse quotes what was typed, and that may be a secret.
             message = re.sub(r"""'(\\.|[^'])*'|"(\\.|[^"])*\"""", "...", message, count=1)
-            _say(f'{message}; see "{self.prog} --help"')
-            raise SystemExit(2)
+            _refuse_usage(self, message)
 
     return Parser
 
@@ -2616,14 +2639,20 @@ def _parser() -> Any:
     description = "Keep sessions for Immich servers in profiles."
     parser = _parser_class()(prog=prog, description=description, epilog=_VARIABLES)
     parser.add_argument("--version", action="store_true", help="print the version")
-    directory = "the directory of the files (default: ~/.config/immich)"
+    directory = "the directory of the files (default: IMMICH_CONFIG_DIR, else ~/.config/immich)"
     parser.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
     parser.set_defaults(run=None, parser=parser)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
         if group not in groups:
-            command = groups[""].add_parser(group, help="list and switch profiles")
+            text_of_group, example_of_group = "list and switch profiles", f"{prog} {group} list"
+            command = groups[""].add_parser(
+                group,
+                help=text_of_group,
+                description=text_of_group,
+                epilog=f"example: {example_of_group}",
+            )
             command.set_defaults(parser=command)
             groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {group}")
         epilog = f"example: {prog} {name} {example}".rstrip()
@@ -2637,9 +2666,9 @@ def _refuse_surplus(args: Any, surplus: Sequence[str]) -> None:
     """Refuse what the grammar has no place for; it is not echoed, because it may be a key."""
     if any(word.startswith("-") for word in surplus):
         usage = " ".join(args.parser.format_usage().split())
-        args.parser.error(f"unknown option; {usage}")
+        _refuse_usage(args.parser, f"unknown option; {usage}")
     hint = "; an API key goes after -k" if hasattr(args, "api_key") else ""
-    args.parser.error(f"too many arguments{hint}")
+    _refuse_usage(args.parser, f"too many arguments{hint}")
 
 
 def _run(argv: Optional[Sequence[str]]) -> int:

@@ -438,6 +438,38 @@ def test_the_docstrings_say_what_is_not_protected() -> None:
     assert "signature" in function
 
 
+def test_help_of_the_module_shows_nothing_of_the_environment() -> None:
+    not_under_mutation()
+    names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "AWS_SECRET_ACCESS_KEY")
+    secrets = dict(zip(names, (KEY, TOKEN, f"A: {HEADER}", "hunter2")))
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pydoc", "immich_session"],
+        env={**os.environ, **secrets},
+        cwd=MODULE.parent,
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    shown = done.stdout.decode()
+    assert (done.returncode, leaks(shown)) == (0, [])
+    assert all(re.search(rf"\b{name}\b", shown) for name in immich_session.__all__)
+
+
+def test_no_default_of_a_public_signature_is_more_than_a_constant() -> None:
+    shown = set()
+    for name in immich_session.__all__:
+        value = getattr(immich_session, name)
+        for member in (value, *vars(value).values()) if isinstance(value, type) else (value,):
+            function = getattr(member, "__func__", member)
+            if inspect.isfunction(function) or (inspect.isclass(function) and function is value):
+                with contextlib.suppress(ValueError):  # a class without a signature of its own
+                    shown |= {
+                        repr(parameter.default)
+                        for parameter in inspect.signature(function).parameters.values()
+                        if parameter.default is not parameter.empty
+                    }
+    assert shown == {"None", "60", "10.0", "{}", "<factory>"}
+
+
 # Errors
 
 
@@ -472,16 +504,105 @@ def test_errors_carry_what_a_caller_needs() -> None:
         SessionError("a"),
         InvalidProfileError("b"),
         InvalidSessionError("c"),
+        InvalidSessionError("c", "/home/a/session.json", "auth.type"),
+        InvalidSessionError("c", "/run/key", "IMMICH_API_KEY_FILE"),
         NotLoggedInError("d", "work"),
         immich_session.ServerError("e", 403),
         immich_session.ServerUnreachableError("f"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda error: f"{type(error).__name__} {error}",
 )
 def test_errors_survive_pickling(error: SessionError) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is type(error)
         assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
+
+
+@pytest.mark.parametrize(
+    "text, has_member, told",
+    [
+        ("{", False, "it is not JSON (line 1, column 2)"),
+        ("", False, "it is empty"),
+        (" \n", False, "it is empty"),
+        ("\ufeff{}", False, BOM),
+        ("\ufeff", False, BOM),
+        ("[]", False, "expected an object"),
+        ('{"current_profile": 1, "auth": 1}', True, "expected a"),
+    ],
+    ids=ascii,
+)
+def test_an_error_in_a_file_carries_file_and_member(
+    store: SessionStore, base: Path, text: str, has_member: bool, told: str
+) -> None:
+    readers: Tuple[Tuple[str, str, Callable[[], Any]], ...] = (
+        ("config.json", "current_profile", store.get_current_profile),
+        ("profiles/default/session.json", "auth", partial(store.load, "default")),
+    )
+    for name, member, read in readers:
+        path = put(base / name, text)
+        with pytest.raises(InvalidSessionError, match=re.escape(f": {told}")) as caught:
+            read()
+        carried = (str(path), member if has_member else None)
+        assert (caught.value.path, caught.value.member) == carried
+
+
+@pytest.mark.parametrize(
+    "call, member",
+    [
+        (lambda: Session.from_json("{}"), "auth"),
+        (lambda: Session.from_json("{"), None),
+        (lambda: with_url("ftp://a").headers(), "server_url"),
+        (lambda: with_url("ftp://a").to_env(), "server_url"),
+        (lambda: dataclasses.replace(SESSION, auth=ApiKey("")).headers(), "auth.api_key.key"),
+        (lambda: with_headers({"Cookie": "a"}).headers(), "headers.Cookie"),
+        (lambda: with_headers({"a b": "a"}).headers(), "headers"),
+        (lambda: dataclasses.replace(SESSION, created_at="\ud800").to_json(), "created_at"),
+        (lambda: from_env(IMMICH_SERVER="ftp://a", IMMICH_API_KEY="k"), "IMMICH_SERVER"),
+        (lambda: from_env(IMMICH_SERVER="a", IMMICH_API_KEY="k k"), "IMMICH_API_KEY"),
+        (lambda: from_env(IMMICH_SERVER="a", IMMICH_ACCESS_TOKEN="é"), "IMMICH_ACCESS_TOKEN"),
+    ],
+    ids=range(11),
+)
+def test_an_error_in_a_value_carries_the_field_or_the_variable_and_no_file(
+    call: Callable[[], object], member: Optional[str]
+) -> None:
+    with pytest.raises(InvalidSessionError) as caught:
+        call()
+    assert (caught.value.path, caught.value.member) == (None, member)
+    assert member is None or str(caught.value).startswith(f"{member}: ")
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_API_KEY_FILE", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize("data", [None, b"", b"\xff", b"a b"], ids=ascii)
+def test_an_error_in_a_file_that_a_variable_names_carries_both(
+    tmp_path: Path, variable: str, data: Optional[bytes]
+) -> None:
+    path = str(tmp_path / "file" if data is None else put(tmp_path / "file", data))
+    key = {} if variable == "IMMICH_API_KEY_FILE" else {"IMMICH_API_KEY": KEY}
+    with pytest.raises(InvalidSessionError) as caught:
+        from_env(IMMICH_SERVER=URL, **key, **{variable: path})
+    assert (caught.value.path, caught.value.member) == (path, variable)
+    assert str(caught.value).startswith(f"{variable}: {path}: ")
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.write_bytes(b" " * ((1 << 20) + 1))]
+)
+def test_an_error_carries_the_file_that_cannot_be_read(
+    store: SessionStore, base: Path, make: Callable[[Path], object]
+) -> None:
+    path = base / "profiles" / "default" / "session.json"
+    path.parent.mkdir(parents=True)
+    make(path)
+    with pytest.raises(InvalidSessionError) as caught:
+        store.load("default")
+    assert (caught.value.path, caught.value.member) == (str(path), None)
+    with pytest.raises(InvalidSessionError) as caught:
+        from_env(IMMICH_SERVER=URL, IMMICH_API_KEY_FILE=str(path))
+    assert (caught.value.path, caught.value.member) == (str(path), "IMMICH_API_KEY_FILE")
 
 
 # Profile names
@@ -1417,6 +1538,91 @@ def test_asdict_gives_everything_the_secret_too() -> None:
         "created_at": SESSION.created_at,
         "extra_headers": {},
     }
+
+
+def test_the_secret_is_the_key_or_the_token() -> None:
+    assert (SESSION.secret, LOGIN.secret) == (KEY, TOKEN)
+    assert Session("", ApiKey(""), "").secret == ""
+
+
+HEADERS_OF_ALL_SORTS = {"#A": "#b", "Authorization": "Basic YTpi", "X-Pass": f"{HEADER}: = '#"}
+
+
+@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "token"])
+def test_the_variables_of_a_session_are_those_of_everybody_who_reads_some(session: Session) -> None:
+    variable = "IMMICH_API_KEY" if session is SESSION else "IMMICH_ACCESS_TOKEN"
+    plain = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_URL": URL, variable: session.secret}
+    assert session.to_env() == session.to_env({}) == plain
+    headers = "#A: #b\nAuthorization: Basic YTpi\nX-Pass: " + HEADER + ": = '#"
+    with_all = with_headers(HEADERS_OF_ALL_SORTS, session)
+    assert with_all.to_env() == {**plain, "IMMICH_HEADERS": headers}
+
+
+@pytest.mark.parametrize("url", [f"{URL}/", f"{URL}//"])
+def test_no_variable_has_the_trailing_slash_of_a_url_that_was_made_by_hand(url: str) -> None:
+    assert with_url(url).to_env() == SESSION.to_env()
+
+
+KIND = ["IMMICH_INSTANCE_URL", "IMMICH_SERVER", "IMMICH_API_URL", "IMMICH_API_KEY"]
+KIND += ["IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "IMMICH_HEADERS_FILE"]
+KIND += ["IMMICH_PROFILE"]
+
+
+@pytest.mark.parametrize(
+    "session", [SESSION, LOGIN, with_headers(CANARIES)], ids=["key", "token", "headers"]
+)
+def test_an_environment_with_a_session_has_no_other_and_is_a_copy(session: Session) -> None:
+    rest = {"PATH": "/bin", "IMMICH_CONFIG_DIR": "/c", "IMMICH_LOG_LEVEL": "", "ODD": "\udcff"}
+    environ = {**dict.fromkeys(KIND, "other"), **rest}
+    before = dict(environ)
+    assert session.to_env(environ) == {**rest, **session.to_env()}
+    assert environ == before
+
+
+VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=9)
+FIELD_NAMES = st.text("#!$%&'*+.^_`|~09AZaz-", min_size=1, max_size=5)
+FIELD_LISTS = st.dictionaries(
+    FIELD_NAMES, st.lists(VISIBLE, min_size=1, max_size=3).map(" ".join), max_size=3
+)
+BASES = [URL, "http://[::1]:2283/api", "http://a/b%20c/api", "https://A.b:443//api"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(BASES), VISIBLE, st.booleans(), FIELD_LISTS)
+def test_the_environment_gives_back_the_session_that_was_put_there(
+    url: str, secret: str, is_key: bool, headers: Dict[str, str]
+) -> None:
+    auth = ApiKey(secret, "cli") if is_key else Jwt(secret, "u-1", "alice@example.com")
+    session = Session(url, auth, "then", headers)
+    environ, problem = result_of(InvalidSessionError, session.to_env)
+    assert not leaks(problem)
+    if not problem:
+        same = ApiKey(secret) if is_key else Jwt(secret, "", "")
+        again = session_from_env(environ)
+        assert again == Session(url, same, "", headers)
+        assert list(again.headers().items()) == list(session.headers().items())
+    elif len({name.lower() for name in headers}) == len(headers):
+        assert secret[0] == secret[-1] and secret[0] in "\"'" and "quotes" in problem
+
+
+@pytest.mark.parametrize(
+    "session, member",
+    [
+        (with_url(f"https://alice:{KEY}@a/api"), "server_url"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"{KEY}\n")), "auth.api_key.key"),
+        (dataclasses.replace(LOGIN, auth=Jwt(f"{KEY}\0", "", "")), "auth.jwt.access_token"),
+        (dataclasses.replace(SESSION, auth=ApiKey("")), "auth.api_key.key"),
+        (with_headers({"A": f"{HEADER}\nB: c"}), "headers.A"),
+        (with_headers({"Cookie": HEADER}), "headers.Cookie"),
+        (with_headers({f"{HEADER}: a": "b"}), "headers"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"'{KEY}'")), "IMMICH_API_KEY"),
+        (dataclasses.replace(LOGIN, auth=Jwt(f'"{TOKEN}"', "", "")), "IMMICH_ACCESS_TOKEN"),
+    ],
+    ids=range(9),
+)
+def test_what_cannot_be_sent_is_not_put_into_an_environment(session: Session, member: str) -> None:
+    _, problem = result_of(InvalidSessionError, session.to_env, {"IMMICH_API_KEY": "other"})
+    assert problem.startswith(f"{member}: ") and not leaks(problem)
 
 
 # What people see of a value
@@ -4084,6 +4290,124 @@ def test_a_path_of_a_key_that_is_none_is_an_error_that_names_the_variable(path: 
         from_env(IMMICH_INSTANCE_URL=URL, IMMICH_API_KEY_FILE=path)
 
 
+def test_a_token_in_the_environment_is_a_password_login_of_nobody_known(tmp_path: Path) -> None:
+    expected = Session(URL, Jwt(TOKEN, "", ""), "")
+    assert from_env(IMMICH_INSTANCE_URL=URL, IMMICH_ACCESS_TOKEN=f" {TOKEN}\n") == expected
+    assert expected.headers() == {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN"])
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_secret_in_quotes_is_told_as_that(variable: str, quote: str, tmp_path: Path) -> None:
+    quoted = f"{quote}{KEY}{quote}"
+    put(tmp_path / "key", f"\ufeff{quoted}\n")
+    for environ in ({variable: quoted}, {"IMMICH_API_KEY_FILE": str(tmp_path / "key")}):
+        with pytest.raises(InvalidSessionError, match="quotes: remove them") as caught:
+            from_env(IMMICH_INSTANCE_URL=URL, **environ)
+        assert KEY not in chain_of(caught.value)
+    for unpaired in (quote, f"{quote}{KEY}", f"{KEY}{quote}"):
+        session = from_env(IMMICH_INSTANCE_URL=URL, **{variable: unpaired})
+        assert session and session.secret == unpaired
+
+
+def headers_from_env(tmp_path: Path, text: str, variable: str) -> Mapping[str, str]:
+    """Return the headers that *text* gives in a variable, or in the file that one names."""
+    is_file = variable == "IMMICH_HEADERS_FILE"
+    value = str(put(tmp_path / "headers", text)) if is_file else text
+    session = from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{variable: value})
+    assert session and session.headers()["x-api-key"] == KEY
+    return session.extra_headers
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize(
+    "text, headers",
+    [
+        ("A: b", {"A": "b"}),
+        ("A:b\nC : d: e \n", {"A": "b", "C": "d: e"}),
+        ("\r\n  A:  b  \r\n\t\r\nC: #d\r\n", {"A": "b", "C": "#d"}),
+        ("Authorization: Basic YTpi", {"Authorization": "Basic YTpi"}),
+    ],
+    ids=ascii,
+)
+def test_extra_headers_come_from_the_environment_a_line_each(
+    tmp_path: Path, variable: str, text: str, headers: Dict[str, str]
+) -> None:
+    assert headers_from_env(tmp_path, text, variable) == headers
+
+
+@pytest.mark.parametrize(
+    "text", ["# no\n\n  # no: no\nA: b\n#C: d\n", "\ufeff# no\nA: b", "\ufeffA: b"]
+)
+def test_a_file_of_headers_may_have_comments_and_a_bom(tmp_path: Path, text: str) -> None:
+    assert headers_from_env(tmp_path, text, "IMMICH_HEADERS_FILE") == {"A": "b"}
+
+
+def test_a_variable_has_no_comments_because_a_header_may_begin_with_their_sign(
+    tmp_path: Path,
+) -> None:
+    headers = {"#A": "b", "C": "d"}
+    assert headers_from_env(tmp_path, "#A: b\nC: d", "IMMICH_HEADERS") == headers
+
+
+@pytest.mark.parametrize("name", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+def test_an_empty_variable_of_headers_counts_as_unset(tmp_path: Path, name: str) -> None:
+    (other,) = {"IMMICH_HEADERS", "IMMICH_HEADERS_FILE"} - {name}
+    values = {"IMMICH_HEADERS": "A: b", "IMMICH_HEADERS_FILE": str(put(tmp_path / "h", "A: b"))}
+    session = from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{name: "", other: values[other]})
+    assert session and session.extra_headers == {"A": "b"}
+    assert from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **{name: ""}) == Session(
+        URL, ApiKey(KEY), ""
+    )
+
+
+def test_headers_from_both_variables_are_an_error_that_names_both(tmp_path: Path) -> None:
+    path = str(put(tmp_path / "headers", f"A: {HEADER}"))
+    more = {"IMMICH_HEADERS": f"B: {HEADER}", "IMMICH_HEADERS_FILE": path}
+    with pytest.raises(InvalidSessionError, match=r"IMMICH_HEADERS\b.*_FILE") as caught:
+        from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, **more)
+    assert caught.value.member == "IMMICH_HEADERS" and not leaks(chain_of(caught.value))
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_headers_in_quotes_are_told_as_that(quote: str) -> None:
+    headers = f"{quote}A: {HEADER}\nB: c{quote}\n"
+    with pytest.raises(InvalidSessionError, match=r"^IMMICH_HEADERS: it stands in") as caught:
+        from_env(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, IMMICH_HEADERS=headers)
+    assert not leaks(chain_of(caught.value))
+
+
+@pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HEADERS_FILE"])
+@pytest.mark.parametrize(
+    "text, line, problem",
+    [
+        (f"A: b\n\n{HEADER}", 3, 'expected "NAME: VALUE"'),
+        (f"A: b\r\na: {HEADER}", 2, "this header is given twice"),
+        (f"A: b\nCookie: {HEADER}", 2, "headers.Cookie: this header is reserved"),
+        (f"Authorization: Bearer {HEADER}", 1, "headers.Authorization: this header is reserved"),
+        (f"\nA B: {HEADER}", 2, "headers: a name"),
+        (f": {HEADER}", 1, "headers: a name"),
+        (f"A: {HEADER}é", 1, "headers.A: expected visible ASCII"),
+        ("A:", 1, "headers.A: expected visible ASCII"),
+    ],
+    ids=ascii,
+)
+def test_a_bad_header_of_the_environment_is_told_by_its_line_and_not_echoed(
+    tmp_path: Path, variable: str, text: str, line: int, problem: str
+) -> None:
+    with pytest.raises(InvalidSessionError) as caught:
+        headers_from_env(tmp_path, text, variable)
+    file = "" if variable == "IMMICH_HEADERS" else f"{tmp_path / 'headers'}: "
+    assert str(caught.value).startswith(f"{variable}: {file}line {line}: {problem}")
+    assert not leaks(chain_of(caught.value))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# A: b\n", "\ufeff"], ids=ascii)
+def test_a_file_of_headers_without_one_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidSessionError, match='expected "NAME: VALUE", one a line'):
+        headers_from_env(tmp_path, text, "IMMICH_HEADERS_FILE")
+
+
 # Environment: get_session
 
 
@@ -4200,11 +4524,162 @@ def test_a_broken_session_is_never_taken_for_not_logged_in(
     assert KEY not in chain_of(caught.value)
 
 
+@pytest.fixture
+def both(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> SessionStore:
+    """A session in the environment, and another one in a store with a directory of its own."""
+    own = SessionStore(store.base_config_dir())
+    own.save(OTHER)
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", "https://environment/api")
+    monkeypatch.setenv("IMMICH_API_KEY", KEY)
+    return own
+
+
+def test_a_store_with_a_directory_of_its_own_is_as_explicit_as_a_profile(
+    both: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert get_session(store=both) == OTHER
+    assert get_session(store=SessionStore()).server_url == "https://environment/api"
+    monkeypatch.setenv("IMMICH_INSTANCE_URL", "https://a b")  # nobody looks
+    assert get_session(store=both) == OTHER
+    both.clear()
+    with pytest.raises(NotLoggedInError):
+        get_session(store=both)
+
+
+HALVES = [  # what the environment says, what is stored, and what is missing where that is refused
+    *(({name: "x"}, URL, "IMMICH_INSTANCE_URL") for name in SECRET_VARIABLES),
+    ({"IMMICH_API_KEY": "x", "IMMICH_SERVER": ""}, URL, "IMMICH_INSTANCE_URL"),
+    *(({name: URL}, URL, "") for name in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")),
+    *(
+        ({"IMMICH_SERVER": typed}, stored, missing)
+        for typed, stored, missing in (
+            ("photos.example.com", URL, ""),
+            ("https://PHOTOS.example.com:443/", URL, ""),
+            ("https://a/b/c", "https://a/api", ""),
+            ("http://a", "https://a/api", ""),
+            ("http://a:80/b", "https://a:443/api", ""),
+            ("http://a:2283", "https://a:2283/api", ""),
+            ("https://a", "http://a/api", "IMMICH_API_KEY"),
+            ("https://a:2283", "https://a/api", "IMMICH_API_KEY"),
+            ("http://a:81", "https://a/api", "IMMICH_API_KEY"),
+            ("http://a", "https://a:444/api", "IMMICH_API_KEY"),
+            ("https://b", "https://a/api", "IMMICH_API_KEY"),
+            ("https://a.b", "https://a/api", "IMMICH_API_KEY"),
+        )
+    ),
+    ({"IMMICH_PROFILE": ""}, URL, ""),
+    ({"IMMICH_API_URL": "https://b", "IMMICH_HEADERS": "A: b"}, URL, ""),
+]
+each_half = pytest.mark.parametrize("environ, stored, missing", HALVES, ids=str)
+
+
+@each_half
+def test_half_an_environment_is_no_reason_to_use_another_account(
+    store: SessionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Dict[str, str],
+    stored: str,
+    missing: str,
+) -> None:
+    session = with_url(stored)
+    store.save(session)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    if not missing:
+        assert get_session() == session
+        return
+    with pytest.raises(SessionError) as caught:
+        get_session()
+    variable = next(iter(environ))
+    assert not isinstance(caught.value, NotLoggedInError)
+    assert str(caught.value).startswith(f"{variable}: it is set, and {missing} is not: ")
+    assert f"unset {variable}" in str(caught.value) and "IMMICH_PROFILE" in str(caught.value)
+    assert KEY not in chain_of(caught.value)
+
+
+@each_half
+def test_a_profile_or_a_directory_that_is_named_lifts_the_refusal(
+    store: SessionStore,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Dict[str, str],
+    stored: str,
+    missing: str,
+) -> None:
+    session = with_url(stored)
+    store.save(session)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert get_session("default") == get_session(store=SessionStore(base)) == session
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert get_session() == session
+
+
+@pytest.mark.parametrize("name", ["IMMICH_API_KEY", "IMMICH_SERVER"])
+def test_half_an_environment_beside_nothing_is_not_logged_in(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, URL)
+    with pytest.raises(NotLoggedInError, match="set IMMICH_INSTANCE_URL and IMMICH_API_KEY"):
+        get_session()
+
+
+def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(
+    store: SessionStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
+    place, login = base / "profiles" / "default", f'run "{own_command()}'
+    told = f'profile "default" is not logged in ({place}): {login} login SERVER --profile=default"'
+    own = f'(profiles/default): {login} --config-directory=. login SERVER --profile=default"'
+    monkeypatch.chdir(tmp_path)
+    for arguments, expected in (
+        ({}, told + variables),
+        ({"profile": "default"}, told),
+        ({"store": SessionStore(".")}, 'profile "default" is not logged in ' + own),
+    ):
+        call: Any = get_session
+        with pytest.raises(NotLoggedInError) as caught:
+            call(**arguments)
+        assert str(caught.value).replace("(./", "(") == expected
+    store.save(EXPIRED)
+    with pytest.raises(NotLoggedInError) as caught:
+        get_session()
+    renewal = told.replace("is not logged in", "has an expired session").replace(" SERVER", "")
+    assert str(caught.value) == renewal + variables
+
+
+def test_what_to_run_is_one_line_whatever_the_directory(tmp_path: Path) -> None:
+    with pytest.raises(NotLoggedInError) as caught:
+        get_session(store=SessionStore(tmp_path / "a\n\x1b[2J"))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("stored", ["https://me:you@photos.example.com/api", "ftp://a"])
+def test_half_an_environment_is_told_beside_a_session_that_cannot_be_used(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    store.save(with_url(stored))
+    monkeypatch.setenv("IMMICH_SERVER", "b.example")
+    with pytest.raises(SessionError, match=r"^IMMICH_SERVER: it is set, and IMMICH_API_KEY is not"):
+        get_session()
+
+
+def test_an_expired_token_of_the_environment_is_not_logged_in(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION)
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", EXPIRED.secret)
+    with pytest.raises(NotLoggedInError, match=r"environment.*IMMICH_ACCESS_TOKEN") as caught:
+        get_session()
+    assert caught.value.profile is None and EXPIRED.secret not in chain_of(caught.value)
+
+
 # Command line
 
 
 LOGIN_HERE = ["login", URL, "--no-verify", "-k", KEY]
-COMMANDS = ["login", "logout", "status", "token", "exec", "import"]
+COMMANDS = ["login", "logout", "status", "token", "headers", "exec", "import"]
 COMMANDS += ["profile", "profile list", "profile current", "profile switch"]
 C_LOCALE: Dict[str, Optional[str]] = {
     "LC_ALL": "C",
@@ -4215,7 +4690,7 @@ C_LOCALE: Dict[str, Optional[str]] = {
 # Run the command line inside a program of our own: python -c CODE MODULE ARGUMENT...  It loads
 # early what the module needs, because another user may have no access to Python's library.
 PROGRAM = """
-import argparse, getpass, locale, os, random, shutil, signal, struct, sys, tempfile
+import argparse, getpass, ipaddress, locale, os, random, shutil, signal, struct, sys, tempfile
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 import immich_session
 """
@@ -4263,12 +4738,15 @@ def at_terminal(*args: object, typed: bytes, **options: Any) -> Screen:
     return Screen(status, text.decode(), echoes)
 
 
+def own_python() -> str:
+    """Return what a shell finds this Python by."""
+    python = os.path.basename(sys.executable)
+    return python if shutil.which(python) == sys.executable else sys.executable
+
+
 def own_command() -> str:
     """Return what starts the command line where a program has imported the module."""
-    python = os.path.basename(sys.executable)
-    if shutil.which(python) != sys.executable:
-        python = shlex.quote(sys.executable)
-    return f"{python} {shlex.quote(str(MODULE))}"
+    return f"{shlex.quote(own_python())} {shlex.quote(str(MODULE))}"
 
 
 def jwt(exp: object) -> Session:
@@ -4345,6 +4823,62 @@ def test_help_of_the_whole_names_every_command(cli: Any, command: str) -> None:
 )
 def test_help_of_login_names_its_flags(cli: Any, flag: str) -> None:
     assert flag in re.split(r"[\s,\[\]]+", cli("login", "--help").out)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
+def test_help_of_a_command_says_what_it_does_and_shows_an_example_that_is_right(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    _, text, *_, last = cli(*command.split(), "--help").out.split("\n\n")
+    assert text in cli("--help").out + cli("profile", "--help").out or command == "exec"
+    begins = f"example: {own_command()} {command}"
+    assert last.startswith(begins) and "\n" not in last.rstrip()
+    arguments = shlex.split(last[len(begins) :].split("|")[0])
+    offline = {"login": ["--no-verify"]}.get(command, [])
+    assert cli(*command.split(), *offline, *arguments).status in (0, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "command, option, default",
+    [
+        ("", "-d DIR, --config-directory DIR", "IMMICH_CONFIG_DIR, else ~/.config/immich"),
+        ("login", "SERVER", "default: IMMICH_INSTANCE_URL, else of the session to renew"),
+        ("login", "-n NAME, --name NAME", "default: its name on the server"),
+        ("login", "-k KEY, --api-key KEY", "prompted for if omitted; -: from standard input"),
+        ("login", "-p PASSWORD, --password PASSWORD", "prompted for if omitted; -: from standard"),
+        ("login", "-H HEADER, --header HEADER", "'NAME: VALUE', or @FILE with one a line"),
+        ("import", "FILE", "default: auth.yml in the configuration directory"),
+        *(
+            (command, "-P PROFILE, --profile PROFILE", "default: the current one")
+            for command in ("login", "logout", "status", "token", "headers", "exec", "import")
+        ),
+        *(
+            (command, "--timeout SECONDS", "default: 10")
+            for command in ("login", "logout", "status")
+        ),
+    ],
+)
+def test_help_says_the_defaults(cli: Any, command: str, option: str, default: str) -> None:
+    out = cli(*command.split(), "--help").out
+    # Newer Pythons name the metavariable of an option once.
+    short = option.replace(" DIR,", ",").replace(" KEY,", ",").replace(" PASSWORD,", ",")
+    short = re.sub(" (NAME|HEADER|PROFILE),", ",", short)
+    lines = [" ".join(line.split()) for line in re.split(r"\n(?=  [-A-Z])|\n\n", out)]
+    told = [line for line in lines if line.startswith((f"{option} ", f"{short} "))]
+    assert len(told) == 1 and default in told[0]
+
+
+def test_help_of_the_whole_names_every_variable(cli: Any) -> None:
+    out = cli("--help").out
+    others = ["IMMICH_CONFIG_DIR", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"]
+    for name in (*KIND, *others):
+        assert bool(re.search(rf"\b{name}\b", out)), name
+
+
+def test_help_of_exec_names_the_variables_that_it_sets(cli: Any) -> None:
+    named = set(re.findall(r"IMMICH_\w+", cli("exec", "--help").out))
+    assert named == {*with_headers(CANARIES).to_env(), *LOGIN.to_env(), "IMMICH_PROFILE"}
 
 
 def test_help_of_exec_names_the_command(cli: Any) -> None:
@@ -4449,13 +4983,55 @@ def test_a_key_behind_the_server_is_pointed_to_its_flag(cli: Any) -> None:
     assert not re.search(r"-k\b", cli("status", KEY).err)
 
 
-@pytest.mark.parametrize("args", [["status", f"--chekc{KEY}"], ["login", URL, f"-{KEY}"]])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("option", [f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"])
 def test_an_unknown_option_is_told_as_that_with_the_usage_of_the_command(
-    cli: Any, args: List[str]
+    cli: Any, command: str, option: str
 ) -> None:
-    status, out, err = cli(*args)
+    more = {"login": [URL], "exec": ["--", "/nosuch"], "profile switch": ["work"]}
+    status, out, err = cli(*command.split(), option, *more.get(command, []))
     assert (status, out, one_sentence(err), KEY in err) == (2, "", True, False)
-    assert "unknown option" in err and f"usage: {own_command()} {args[0]} [-h]" in err
+    prog = f"{own_command()} {command}".rstrip()
+    assert f"unknown option; usage: {prog} [-h]" in err and f'see "{prog} --help"' in err
+    assert ("-k KEY" in err) is (command == "login")
+
+
+def test_the_usage_that_is_told_is_whole_however_this_was_started(tmp_path: Path) -> None:
+    module = shutil.copy(MODULE, put(tmp_path / "my lib" / "immich_session.py"))
+    command = [sys.executable, "-B", str(module), "token", f"--{KEY}"]
+    err = subprocess.run(command, stderr=subprocess.PIPE).stderr.decode()
+    assert f"usage: {own_python()} '{module}' token [-h]" in err and KEY not in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Any, command: str) -> None:
+    arguments = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
+    status, out, err = cli(*command.split(), *arguments, KEY)
+    if command == "exec":  # KEY is the command to run
+        assert (status, out) == (4, "")
+    else:
+        assert (status, out, one_sentence(err), KEY in err) == (2, "", True, False)
+    assert bool(re.search(r"-k\b", err)) is (command == "login")
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        ("login a -k - -e b", "-e/--email: not allowed with argument -k/--api-key"),
+        ("login a -e b -k -", "-k/--api-key: not allowed with argument -e/--email"),
+        ("logout -P a --all", "--all: not allowed with argument -P/--profile"),
+        ("login a -p -", "-p needs -e"),
+        ("login a -k - -p -", "-p needs -e"),
+        ("login a -e b -n c", "-n and --no-verify do not go with a password login"),
+        ("login a -e b --no-verify", "-n and --no-verify do not go with a password login"),
+    ],
+)
+def test_options_that_have_no_meaning_together_are_told_as_that(
+    cli: Any, base: Path, args: str, told: str
+) -> None:
+    status, out, err = cli(*args.split())
+    assert (status, out, one_sentence(err), base.exists()) == (2, "", True, False)
+    assert told in err
 
 
 def test_an_unknown_command_is_told_which_there_are(cli: Any) -> None:
@@ -4809,6 +5385,65 @@ def test_a_header_file_that_cannot_be_used_is_named(
     assert f"{tmp_path / 'headers'}: " in err
 
 
+def test_extra_headers_keep_the_order_of_their_options_whatever_these_are(
+    cli: Any, store: SessionStore, tmp_path: Path
+) -> None:
+    one, two = put(tmp_path / "1", "C: 3\n#D: no\nA: 2\n"), put(tmp_path / "2", "\ufeff!: 5")
+    given = ["#Z: #1", f"@{one}", "B: # 4", f"@{two}", "a#: 6"]
+    assert cli(*LOGIN_HERE, *(word for each in given for word in ("-H", each))).status == 0
+    session = store.load()
+    shown = ["#Z: #1", "C: 3", "A: 2", "B: # 4", "!: 5", "a#: 6"]
+    assert session and [": ".join(item) for item in session.extra_headers.items()] == shown
+
+
+@pytest.mark.parametrize("literal_first", [True, False])
+def test_a_header_that_an_option_and_a_file_give_is_told_where_it_is_given_again(
+    cli: Any, base: Path, tmp_path: Path, literal_first: bool
+) -> None:
+    file = put(tmp_path / "headers", f"\n# twice\nA: {HEADER}\n")
+    given = [f"a: {HEADER}", f"@{file}"][:: 1 if literal_first else -1]
+    status, out, err = cli(*LOGIN_HERE, "-H", given[0], "-H", given[1])
+    where = f"-H: {file}: line 3" if literal_first else "-H"
+    told = f"immich_session: {where}: this header is given twice"
+    assert (status, out, base.exists(), err.splitlines()[-1]) == (1, "", False, told)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("", 'expected "NAME: VALUE", one a line'),
+        ("# A: b\n", 'expected "NAME: VALUE", one a line'),
+        (f"# one\n\nA: b\n{HEADER}", 'line 4: expected "NAME: VALUE"'),
+        (f"A: b\r\nHost: {HEADER}", "line 2: headers.Host: this header is reserved"),
+        (f"\ufeffA B: {HEADER}", "line 1: headers: a name has characters that HTTP does not allow"),
+    ],
+    ids=ascii,
+)
+def test_an_error_in_a_file_of_headers_names_file_and_line(
+    cli: Any, base: Path, tmp_path: Path, text: str, problem: str
+) -> None:
+    file = put(tmp_path / "headers", text)
+    told = f"immich_session: -H: {file}: {problem}"
+    status, out, err = cli(*LOGIN_HERE, "-H", f"@{file}")
+    assert (status, out, base.exists(), err.splitlines()[-1]) == (1, "", False, told)
+
+
+def test_a_header_that_is_an_argument_has_no_comment_and_no_line(
+    cli: Any, base: Path, tmp_path: Path
+) -> None:
+    err = cli(*LOGIN_HERE, "-H", f"# {HEADER}").err.splitlines()[-1]
+    assert err == 'immich_session: -H: expected "NAME: VALUE"'
+
+
+def test_an_option_for_headers_stands_in_for_those_of_the_environment(
+    cli: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_HEADERS_FILE", "/nowhere")
+    assert cli("login", "--no-verify", "-k", KEY, "-H", "A: b").status == 0
+    assert getattr(store.load(), "extra_headers", None) == {"A": "b"}
+
+
 # Command line: which server, which profile
 
 
@@ -4984,6 +5619,211 @@ def test_logout_beside_a_broken_config_json_leaves_that_alone(
     assert (store.load("work"), config.read_text()) == (None, "{")
 
 
+# The files of a program, "M" for the module; its command; and how the one that it suggests begins.
+ODD = 'it\'s "my" $HOME'
+SCRIPT = f"#!{sys.executable}\nimport sys\nfrom immich_session import main\nsys.exit(main())\n"
+THERE = "import sys\nsys.path.insert(0, r'HERE/lib')\n"
+USE = "sys.modules['immich_session'].get_session()"
+Way = Tuple[Dict[str, str], List[str], List[str]]
+WAYS: Dict[str, Way] = {
+    "absolute path": (
+        {"immich_session.py": "M"},
+        ["{python}", "{here}/immich_session.py", "status"],
+        ["{python}", "{here}/immich_session.py"],
+    ),
+    "relative path": (
+        {"lib/session.py": "M"},
+        ["{python}", "lib/session.py", "token"],
+        ["{python}", "lib/session.py"],
+    ),
+    "odd path": (
+        {f"{ODD}/immich_session.py": "M"},
+        ["{python}", f"{{here}}/{ODD}/immich_session.py", "headers"],
+        ["{python}", f"{{here}}/{ODD}/immich_session.py"],
+    ),
+    "-m": (
+        {"immich_session.py": "M"},
+        ["{python}", "-m", "immich_session", "exec", "ls"],
+        ["{python}", "-m", "immich_session"],
+    ),
+    "console script": (
+        {"bin/immich-session": SCRIPT, "bin/immich_session.py": "M"},
+        ["immich-session", "status"],
+        ["immich-session"],
+    ),
+    "console script beyond PATH": (
+        {".venv/bin/immich-session": SCRIPT, ".venv/bin/immich_session.py": "M"},
+        [".venv/bin/immich-session", "status"],
+        [".venv/bin/immich-session"],
+    ),
+    "console script behind another": (
+        {
+            "bin/immich-session": "#!/bin/sh\nexit 9\n",
+            ".venv/bin/immich-session": SCRIPT,
+            ".venv/bin/immich_session.py": "M",
+        },
+        ["{here}/.venv/bin/immich-session", "status"],
+        ["{here}/.venv/bin/immich-session"],
+    ),
+    "imported from elsewhere": (
+        {"lib/immich_session.py": "M", "tool.py": f"{THERE}import immich_session\n{USE}"},
+        ["{python}", "tool.py"],
+        ["{python}", "{here}/lib/immich_session.py"],
+    ),
+    "all names imported": (
+        {"lib/immich_session.py": "M", "tool.py": f"{THERE}from immich_session import *\n{USE}"},
+        ["{python}", "{here}/tool.py"],
+        ["{python}", "{here}/lib/immich_session.py"],
+    ),
+    "below a package, -m": (
+        {"pkg/immich_session.py": "M", "pkg/__init__.py": ""},
+        ["{python}", "-m", "pkg.immich_session", "status"],
+        ["{python}", "-m", "pkg.immich_session"],
+    ),
+    "below a package, imported": (
+        {
+            "pkg/immich_session.py": "M",
+            "pkg/tool.py": "from pkg.immich_session import get_session\nget_session()",
+        },
+        ["{python}", "-m", "pkg.tool"],
+        ["{python}", "{here}/pkg/immich_session.py"],
+    ),
+    "below a package that is a program": (
+        {
+            "pkg/immich_session.py": "M",
+            "pkg/__main__.py": "from .immich_session import *\nget_session()",
+        },
+        ["{python}", "-m", "pkg"],
+        ["{python}", "{here}/pkg/immich_session.py"],
+    ),
+    "zip, -m": (
+        {"x.zip": "immich_session.py"},
+        ["{python}", "-m", "immich_session", "status"],
+        ["{python}", "-m", "immich_session"],
+    ),
+    "zip, imported": (
+        {"x.zip": "immich_session.py", "tool.py": "import sys\nimport immich_session\n" + USE},
+        ["{python}", "tool.py"],
+        [],  # any command that finds it in there
+    ),
+    "zip that is a program of another name": (
+        {
+            "app.zip": "immich_session.py",
+            "app.py": "import sys\nsys.path.insert(0, 'app.zip')\nimport immich_session\n" + USE,
+        },
+        ["{python}", "app.py"],
+        [],
+    ),
+    "zip that is a program": (
+        {"y.zip": "__main__.py"},
+        ["{python}", "y.zip", "status"],
+        ["{python}", "y.zip"],
+    ),
+}
+
+
+def told_to_run(command: Sequence[str], **options: Any) -> str:
+    """Return the command that is suggested to somebody who is not logged in."""
+    not_under_mutation()
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **options)
+    suggested = re.search('run "(.*)"', done.stderr.decode())
+    assert done.returncode in (1, 4) and suggested, done.stderr
+    return suggested[1]
+
+
+def paste(command: str, **options: Any) -> None:
+    """Run a command that was suggested in a shell, with a key on its standard input."""
+    assert " SERVER " in command
+    command = command.replace(" SERVER ", f" {URL} ") + " --no-verify -k -"
+    shell = [shutil.which("sh") or "sh", "-c", command]
+    done = subprocess.run(shell, input=KEY.encode(), capture_output=True, timeout=60, **options)
+    assert (done.returncode, sentences(done.stderr.decode())) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_to_run_works_however_this_was_started(
+    tmp_path: Path, store: SessionStore, way: str
+) -> None:
+    here = tmp_path / "here"
+    files, command, begins = WAYS[way]
+    for name, text in files.items():
+        if name.endswith(".zip"):
+            put(here / name).unlink()
+            with zipfile.ZipFile(here / name, "w") as archive:
+                archive.write(MODULE, text)
+        else:
+            data = MODULE.read_bytes() if text == "M" else text.replace("HERE", str(here))
+            put(here / name, data).chmod(0o700)
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(here / "x.zip")}
+    environ["PATH"] = f"{here / 'bin'}:{environ['PATH']}"
+    options: Dict[str, Any] = {"cwd": str(here), "env": environ}
+    words = [word.format(here=here, python=sys.executable) for word in command]
+    suggested = told_to_run(words, **options)
+    words = [word.format(here=here, python=own_python()) for word in begins]
+    expected = " ".join(map(shlex.quote, words))
+    assert not words or suggested == f"{expected} login SERVER --profile=default"
+    assert store.load() is None
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("kind", ["nowhere", "another", "first"])
+def test_what_to_run_names_this_python_whatever_others_there_are(
+    tmp_path: Path, store: SessionStore, kind: str
+) -> None:
+    name = os.path.basename(sys.executable)
+    for other in {name, "python", "python3"}:
+        put(tmp_path / "another" / other, "#!/bin/sh\nexit 9\n").chmod(0o700)
+    (tmp_path / "nowhere").mkdir()
+    place = os.path.dirname(sys.executable) if kind == "first" else str(tmp_path / kind)
+    options: Dict[str, Any] = {"env": {**os.environ, "PATH": f"{place}:{tmp_path / 'another'}"}}
+    if kind == "nowhere":
+        options["env"]["PATH"] = place
+    suggested = told_to_run([sys.executable, "-B", str(MODULE), "status"], **options)
+    python = name if kind == "first" else shlex.quote(sys.executable)
+    assert suggested.startswith(f"{python} {shlex.quote(str(MODULE))} login ")
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("is_active", [True, False], ids=["active", "by path"])
+def test_what_to_run_is_run_in_the_same_virtual_environment(
+    tmp_path: Path, store: SessionStore, is_active: bool
+) -> None:
+    not_under_mutation()
+    venv = pytest.importorskip("venv")
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    shutil.copy(MODULE, packages / "only_here.py")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "python").symlink_to(
+        os.path.realpath(sys.executable)
+    )  # the very same file
+    place, environ = tmp_path / "venv" / "bin", {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["PATH"] = f"{place if is_active else tmp_path / 'base'}:{environ['PATH']}"
+    options: Dict[str, Any] = {"env": environ, "cwd": str(tmp_path / "base")}
+    suggested = told_to_run([str(place / "python"), "-m", "only_here", "status"], **options)
+    python = "python" if is_active else str(place / "python")
+    assert suggested.startswith(f"{python} -m only_here login ")
+    paste(suggested, **options)
+    assert getattr(store.load(), "auth", None) == ApiKey(KEY)
+
+
+@pytest.mark.parametrize("directory", ["", "my files"])
+def test_what_to_run_after_a_session_has_expired_renews_it(
+    server: Server, tmp_path: Path, directory: str
+) -> None:
+    store = SessionStore(tmp_path / directory if directory else None)
+    store.save(Session(f"{server.url}/api", EXPIRED.auth, "", CANARIES), "a b")
+    options = ["-d", str(tmp_path / directory)] if directory else []
+    command = [sys.executable, "-B", str(MODULE), *options, "token", "-P", "a b"]
+    shell = ["sh", "-c", f"{told_to_run(command)} -p -"]
+    assert subprocess.run(shell, input=PASSWORD.encode(), capture_output=True).returncode == 0
+    session = store.load("a b")
+    assert session and session.secret == json.loads(recorded(LOG_IN).body)["accessToken"]
+    assert session.extra_headers == CANARIES
+
+
 # Command line: logout
 
 
@@ -5152,6 +5992,26 @@ def test_status_asks_no_server_about_nobody(cli: Any) -> None:
     assert (status, json.loads(out)["valid"], one_sentence(err)) == (4, None, True)
 
 
+def test_status_tells_where_the_session_came_from(
+    cli: Any, store: SessionStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(SESSION, "a")
+    SessionStore(tmp_path / "own").save(LOGIN)
+    path = base / "profiles" / "a" / "session.json"
+    own = tmp_path / "own" / "profiles" / "default" / "session.json"
+    shown = [cli("status", "-P", "a").out, cli("-d", tmp_path / "own", "status").out]
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", TOKEN)
+    shown += [cli("status").out, cli("-d", tmp_path / "own", "status").out]
+    from_own = f'Source: profile "default" ({own})'
+    assert [text.splitlines()[0] for text in shown] == [
+        f'Source: profile "a" ({path})',
+        from_own,
+        "Source: environment",
+        from_own,
+    ]
+
+
 NOBODY = dict.fromkeys(
     ("server_url", "method", "name", "email", "user_id", "created_at", "expires_at", "expired")
 )
@@ -5259,6 +6119,61 @@ def test_user_name_and_password_of_a_stored_url_are_not_shown(
     assert "photos.example.com/api" in out and HEADER not in out and "alice" not in out
 
 
+USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
+
+
+@pytest.mark.parametrize("command", USING)
+@pytest.mark.parametrize("halves", [{"IMMICH_API_KEY": HEADER}, {"IMMICH_SERVER": "https://b"}])
+def test_half_an_environment_stops_every_command_that_would_use_another_account(
+    cli: Any,
+    base: Path,
+    store: SessionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    halves: Dict[str, str],
+) -> None:
+    for name, value in halves.items():
+        monkeypatch.setenv(name, value)
+    assert cli(*command.split()).status == 4
+    store.save(SESSION)
+    status, out, err = cli(*command.split())
+    assert (status, out, one_sentence(err)) == (1, "", True)
+    assert err.startswith(f"immich_session: {name}: it is set, ") and not leaks(err)
+    done = 127 if "exec" in command else 0
+    assert cli("-d", base, *command.split()).status == done
+    first, *rest = command.split()
+    assert cli(first, "-P", "default", *rest).status == done
+    monkeypatch.setenv("IMMICH_PROFILE", "default")
+    assert cli(*command.split()).status == done
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_directory_that_is_named_wins_over_the_environment(
+    cli: Any, store: SessionStore, tmp_path: Path
+) -> None:
+    own = ["-d", tmp_path / "own"]
+    for command in USING:
+        assert cli(*own, *command.split()).status == 4
+    SessionStore(tmp_path / "own").save(LOGIN)
+    assert json.loads(cli(*own, "status", "--json").out)["source"] == "file"
+    assert cli(*own, "token").out == TOKEN + "\n"
+    assert cli(*own, "headers").out == f"Authorization: Bearer {TOKEN}\n"
+    assert run(*own, "exec", "--", "sh", "-c", "echo $IMMICH_ACCESS_TOKEN").out == TOKEN + "\n"
+    assert cli("token").out == KEY + "\n"
+
+
+@pytest.mark.parametrize("command", USING)
+def test_an_expired_token_of_the_environment_is_status_4_and_named(
+    cli: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    store.save(SESSION)
+    monkeypatch.setenv("IMMICH_SERVER", URL)
+    monkeypatch.setenv("IMMICH_ACCESS_TOKEN", EXPIRED.secret)
+    status, _, err = cli(*command.split())
+    assert (status, one_sentence(err)) == (4, True)
+    assert "IMMICH_ACCESS_TOKEN" in err and EXPIRED.secret not in err
+
+
 HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 
 
@@ -5344,6 +6259,21 @@ def test_profile_list_json_has_every_member_and_no_secret(
     assert broken == {"name": "broken", "current": False, **nothing}
 
 
+@pytest.mark.parametrize(
+    "auth, who",
+    [(SESSION.auth, "cli"), (LOGIN.auth, "alice@example.com"), (ApiKey(KEY), None)],
+    ids=["key", "login", "unnamed"],
+)
+def test_profile_list_tells_accounts_of_one_server_apart(
+    cli: Any, store: SessionStore, auth: immich_session.AuthMethod, who: Optional[str]
+) -> None:
+    store.save(Session(URL, auth, ""))
+    assert json.loads(cli("profile", "list", "--json").out)[0]["who"] == who
+    method = "jwt" if auth is LOGIN.auth else "api_key"
+    line = f"* default  {URL}  {method}" + (f"  {who}" if who else "")
+    assert cli("profile", "list").out == f"{line}\n"
+
+
 def test_profile_list_of_nothing_is_an_empty_array(cli: Any, base: Path) -> None:
     assert cli("profile", "list", "--json") == (0, "[]\n", "")
     assert not base.exists()
@@ -5413,7 +6343,45 @@ def test_token_is_the_bare_secret(
     assert cli("token", "-P", "work") == (0, secret + "\n", "")
 
 
-@pytest.mark.parametrize("args", [["token"], ["exec", "--", "/nosuch"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "session, lines",
+    [
+        (SESSION, [f"x-api-key: {KEY}"]),
+        (LOGIN, [f"Authorization: Bearer {TOKEN}"]),
+        (with_headers(CANARIES), [f"CF-Access-Client-Secret: {HEADER}", f"x-api-key: {KEY}"]),
+        (
+            with_headers({"Authorization": "Basic YTpi", "#A": "# b"}, LOGIN),
+            ["Authorization: Basic YTpi", "#A: # b", f"x-immich-user-token: {TOKEN}"],
+        ),
+    ],
+    ids=["key", "login", "extra", "basic"],
+)
+def test_headers_prints_what_a_request_needs_a_header_a_line(
+    cli: Any, store: SessionStore, session: Session, lines: List[str]
+) -> None:
+    store.save(session, "work")
+    assert cli("headers", "-P", "work") == (0, "\n".join(lines) + "\n", "")
+
+
+@pytest.mark.parametrize(
+    "session, member",
+    [
+        (with_headers({"A": f"{HEADER}\nx-api-key: y"}), "headers.A"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"{KEY}\nA: b")), "auth.api_key.key"),
+        (with_url(f"https://alice:{HEADER}@a/api"), "server_url"),
+    ],
+    ids=["header", "key", "url"],
+)
+def test_headers_prints_nothing_that_no_request_may_hold(
+    cli: Any, store: SessionStore, session: Session, member: str
+) -> None:
+    store.save(session)
+    status, out, err = cli("headers")
+    assert (status, out, one_sentence(err)) == (1, "", True)
+    assert member in err and not leaks(err)
+
+
+@pytest.mark.parametrize("args", [["token"], ["headers"], ["exec", "--", "/nosuch"]], ids=" ".join)
 @pytest.mark.parametrize("session", [None, jwt(0)], ids=["none", "expired"])
 def test_no_usable_session_is_status_4(
     cli: Any, store: SessionStore, session: Optional[Session], args: List[str]
@@ -5427,8 +6395,9 @@ def test_no_usable_session_is_status_4(
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "status --json", "token", "exec /nosuch", "profile list", "profile current"]
-    + ["profile switch x", "logout --local", "logout --local --all", "import", "--help"],
+    ["status", "status --json", "token", "headers", "exec /nosuch", "profile list"]
+    + ["profile current", "profile switch x", "logout --local", "logout --local --all"]
+    + ["import", "--help"],
 )
 def test_a_command_that_stores_nothing_makes_no_directory(
     cli: Any, tmp_path: Path, command: str
@@ -5680,6 +6649,52 @@ def test_a_failed_exec_is_status_127_where_nobody_reads_why(store: SessionStore)
         assert run("exec", "--", "nosuch", stderr=nobody).status == 127
 
 
+@pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
+@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
+def test_exec_says_once_what_a_command_may_not_understand(
+    cli: Any, store: SessionStore, session: Session, extra: Dict[str, str]
+) -> None:
+    store.save(with_headers(extra, session))
+    warnings = [line for line in cli("exec", "--", "/nosuch").err.splitlines() if "warning" in line]
+    told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
+    told += ["extra headers.*IMMICH_HEADERS"] * bool(extra)
+    assert len(warnings) == len(told)
+    assert all(map(re.search, told, warnings)) and not leaks(*warnings)
+
+
+@pytest.mark.parametrize("source", ["file", "directory", "environment"])
+@pytest.mark.parametrize(
+    "session",
+    [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
+    ids=["key", "login", "key and headers", "login and headers"],
+)
+def test_a_command_of_exec_that_is_this_one_sees_the_very_same_session(
+    cli: Any,
+    store: SessionStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    session: Session,
+    source: str,
+) -> None:
+    options = ["-d", tmp_path / "own"] if source == "directory" else []
+    other = with_url("https://other.example.com/api")
+    for each in (SessionStore(), SessionStore(tmp_path / "own")):
+        each.save(other if source == "environment" else session)
+    if source == "environment":
+        for name, value in session.to_env().items():
+            monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.setenv("IMMICH_HEADERS", "Z: other")
+        (SessionStore() if options else SessionStore(tmp_path / "own")).save(other)
+    child = ["exec", "--", sys.executable, "-B", str(MODULE)]
+    assert run(*options, *child, "headers").out == cli(*options, "headers").out
+    inside = json.loads(run(*options, *child, "status", "--json").out)
+    outside = json.loads(cli(*options, "status", "--json").out)
+    facts = ("server_url", "method", "expires_at", "expired")
+    assert [inside[fact] for fact in facts] == [outside[fact] for fact in facts]
+    assert (inside["source"], inside["server_url"]) == ("environment", URL)
+
+
 def test_exec_warns_that_extra_headers_do_not_travel(store: SessionStore) -> None:
     store.save(OLD)
     status, out, err = run("exec", "--", *ECHO, "done")
@@ -5925,6 +6940,15 @@ def test_a_variable_that_overrides_nothing_is_not_named(
     monkeypatch.setenv(name, value)
     SessionStore().save(SESSION, "work")
     assert name not in cli(*args).err
+
+
+def test_an_empty_variable_is_not_named_as_one_that_overrides(
+    cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SERVER", URL), ("API_KEY", ""), ("ACCESS_TOKEN", TOKEN)):
+        monkeypatch.setenv(f"IMMICH_{name}", value)
+    last = cli("logout", "--local").err.splitlines()[-1]
+    assert "IMMICH_SERVER and IMMICH_ACCESS_TOKEN" in last
 
 
 # Command line: hostile files
