@@ -1100,8 +1100,8 @@ def _header_lines(text: str, path: str, member: str) -> List[Tuple[int, str]]:
 
 def _environment_headers(environ: Mapping[str, str]) -> Dict[str, str]:
     text, path, name = _from_variables(environ, _HEADER_VARIABLES)
-    if path is None:
-        _check_unquoted(text.strip(), name)
+    if text.startswith('"'):  # no name begins so, but one may begin with a single quote
+        _check_unquoted(text.strip(), name, path)
     # No comments in a variable: "#" is legal in the name of a header.
     lines = _lines(text) if path is None else _header_lines(text, path, name)
     headers: Dict[str, str] = {}
