@@ -667,7 +667,7 @@ def _patiently(call: Callable[..., Any], *args: Any) -> Any:
         except PermissionError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(0.01)
+        time.sleep(0)  # any longer would miss the moments between busy readers
 
 
 def _read_file(path: str, private: bool = False) -> Optional[bytes]:
