@@ -581,7 +581,9 @@ class Session:
         variable = "IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"
         url = self.server_url.rstrip("/")
         variables = {"IMMICH_INSTANCE_URL": url, "IMMICH_API_URL": url}
-        variables[variable] = _given_secret(self.secret, variable)
+        variables[variable] = _given_secret(
+            self.secret, "auth.api_key.key" if is_key else "auth.jwt.access_token"
+        )
         if self.extra_headers:
             lines = (f"{name}: {value}" for name, value in self.extra_headers.items())
             variables["IMMICH_HEADERS"] = "\n".join(lines)
@@ -642,11 +644,13 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else -1
 
 
-def _warn_if_exposed(status: os.stat_result, path: str, remedy: str = "chmod 600") -> None:
+def _warn_if_exposed(status: os.stat_result, path: str, is_new: bool = False) -> None:
     """Warn if other users can access a file with a secret, where advice can be followed."""
     mode, user = stat.S_IMODE(status.st_mode), _user()
-    if mode & (0o077 if status.st_uid == user else 0o022):
-        remedy = _ELSEWHERE if mode & 0o111 else remedy
+    if user < 0:
+        return
+    if mode & (0o077 if is_new or status.st_uid == user else 0o022):
+        remedy = _ELSEWHERE if is_new or mode & 0o111 else "chmod 600"
         problem = f"other users can read or write it (mode {mode:04o}): {remedy}"
         warnings.warn(_sentence(path, problem), stacklevel=4)
     if status.st_uid in (user, 0):
@@ -658,12 +662,12 @@ def _warn_if_exposed(status: os.stat_result, path: str, remedy: str = "chmod 600
     warnings.warn(_sentence(path, problem), stacklevel=4)
 
 
-def _patiently(call: Callable[..., Any], *args: Any) -> Any:
+def _patiently(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call *call*; on Windows again for a while, if another process has the file open."""
     deadline = time.monotonic() + _PATIENCE if _WINDOWS else 0.0
     while True:
         try:
-            return call(*args)
+            return call(*args, **options)
         except PermissionError:
             if time.monotonic() >= deadline:
                 raise
@@ -691,7 +695,7 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     except OSError as error:
         raise InvalidSessionError(f"it cannot be read: {_reason(error)}", path) from error
     _check_size(len(data), path)
-    if private and hasattr(os, "geteuid"):
+    if private:
         _warn_if_exposed(status, path)
     return data
 
@@ -706,27 +710,27 @@ def _sync_directory(path: str) -> None:
             os.close(descriptor)
 
 
-def _heir(directory: str, base: str) -> Optional[os.stat_result]:
-    """Return the owner of *directory*, for what root makes there; None if that stays root's.
+def _heir(place: int, directory: str, base: str) -> Optional[os.stat_result]:
+    """Return the owner of the open directory *place*, for what root makes there; None: root.
 
-    It does where others may write, there or above *base*: a directory that anybody could have
-    placed is given no secret.
+    It stays root's where others may write, there or from above *base* on: a directory that
+    anybody could have placed is given no secret.
     """
-    owner = os.stat(directory or os.curdir) if _user() == 0 else None
-    if owner is None or owner.st_uid == 0:
+    owner = os.fstat(place)
+    if owner.st_uid == 0 or owner.st_mode & 0o022:
         return None
-    for place in (directory, os.path.dirname(base), os.path.join(base, os.pardir)):
+    above = (os.path.dirname(base), os.path.join(base, os.pardir))
+    for path in (*above, base, os.path.join(base, "profiles"), directory):
         with contextlib.suppress(FileNotFoundError):  # it is still to be made
-            status = os.stat(place or os.curdir)
+            status = os.stat(path or os.curdir)
             if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
                 return None
     return owner
 
 
-def _settle(descriptor: int, mode: int, directory: str, base: str) -> os.stat_result:
+def _settle(descriptor: int, mode: int, heir: Optional[os.stat_result]) -> os.stat_result:
     """Give what was just made its mode, and what root made its owner; return its status."""
-    # By its descriptor: by now, its path may be somebody's link.
-    status, heir = os.fstat(descriptor), _heir(directory, base)
+    status = os.fstat(descriptor)
     if heir is None and stat.S_IMODE(status.st_mode) == mode:
         return status
     with contextlib.suppress(OSError, AttributeError):  # not every system can
@@ -736,18 +740,34 @@ def _settle(descriptor: int, mode: int, directory: str, base: str) -> os.stat_re
     return os.fstat(descriptor)
 
 
+def _open_own_directory(path: str) -> int:
+    """Open a directory that was just made, also if the umask took our right to read it."""
+    try:
+        return os.open(path, _DIRECTORY_FLAGS)
+    except PermissionError:
+        descriptor = os.open(path, _DIRECTORY_FLAGS | getattr(os, "O_PATH", 0))
+    try:
+        if os.fstat(descriptor).st_uid == _user():
+            os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # a path could be swapped for a link
+    finally:
+        os.close(descriptor)
+    return os.open(path, _DIRECTORY_FLAGS)
+
+
 def _settle_directory(path: str, base: str) -> None:
-    with contextlib.suppress(OSError):
-        try:
-            descriptor = os.open(path, _DIRECTORY_FLAGS)
-        except PermissionError:  # the umask took our right to open it, which root keeps
-            os.chmod(path, 0o700)
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        descriptor = _open_own_directory(path)
+        stack.callback(os.close, descriptor)
+        made, heir = os.fstat(descriptor), None
+        if made.st_uid != _user() or os.listdir(descriptor):
             return
-        try:
-            if os.fstat(descriptor).st_uid == _user() and not os.listdir(descriptor):
-                _settle(descriptor, 0o700, os.path.dirname(path), base)
-        finally:
-            os.close(descriptor)
+        if _user() == 0:
+            place = os.open(os.pardir, os.O_RDONLY, dir_fd=descriptor)
+            stack.callback(os.close, place)
+            name = os.path.basename(path)
+            if os.path.samestat(made, os.stat(name, dir_fd=place, follow_symlinks=False)):
+                heir = _heir(place, os.path.dirname(path), base)
+        _settle(descriptor, 0o700, heir)
 
 
 def _make_directory(path: str, base: str) -> None:
@@ -785,7 +805,7 @@ def _link_target(path: str) -> str:
             status = os.lstat(target)
             if not stat.S_ISLNK(status.st_mode):
                 return target if stat.S_ISREG(status.st_mode) else path
-            if status.st_uid not in (0, _user()):
+            if status.st_uid not in (0, _user()) and _user() >= 0:
                 return target
             target = os.path.join(os.path.dirname(target), os.readlink(target))
         except OSError as error:  # where we may not look, there may be a file
@@ -798,39 +818,74 @@ def _link_target(path: str) -> str:
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
+def _remove(path: str) -> None:
+    """Remove a file, if it is there."""
+    try:
+        _patiently(os.unlink, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        # A read-only file system refuses before it looks whether the file exists.
+        if _found(os.lstat, path):
+            problem = _sentence(path, "it cannot be removed", _reason(error))
+            raise SessionError(problem) from error
+
+
 def _sweep(path: str, now: float) -> None:
     """Remove temporaries of *path* that killed processes left, if they are old enough *now*."""
     directory, name = os.path.split(path)
-    with contextlib.suppress(OSError):
-        for match in filter(None, map(_TEMPORARY.fullmatch, os.listdir(directory))):
-            temporary = os.path.join(directory, match[0])
-            with contextlib.suppress(OSError):
-                if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
-                    os.unlink(temporary)
+    entries: List[str] = []
+    with contextlib.suppress(OSError):  # not there, or it shows nobody what is in it
+        entries = os.listdir(directory or os.curdir)
+    for match in filter(None, map(_TEMPORARY.fullmatch, entries)):
+        temporary = os.path.join(directory, match[0])
+        with contextlib.suppress(OSError):
+            if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
+                _remove(temporary)
 
 
-def _replace(path: str, data: bytes, base: str) -> os.stat_result:
-    """Put a new file in the place of *path*, and return its status."""
-    directory, name = os.path.split(path)
+def _replace_in(
+    place: Optional[int], directory: str, name: str, data: bytes, base: str
+) -> os.stat_result:
+    """Put a new file in the place of *name*, through the open directory *place* if there is one."""
+    here = directory if place is None else ""
     try:
-        temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.tmp")
+        temporary = os.path.join(here, f".{name}.{os.urandom(4).hex()}.tmp")
     except NotImplementedError as error:  # PyPy, which needs /dev/urandom
         raise OSError(errno.ENODEV, str(error)) from error
-    descriptor = os.open(temporary, _CREATE_FLAGS, 0o600)
+    at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
+    descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
     try:
         try:
-            status = _settle(descriptor, 0o600, directory, base)
-            _sweep(path, status.st_mtime)  # by the file system's clock, and before more is needed
+            heir = None if place is None else _heir(place, directory, base)
+            status = _settle(descriptor, 0o600, heir)
+            with contextlib.suppress(SessionError):  # by the file system's clock
+                _sweep(os.path.join(directory, name), status.st_mtime)
             while data:
                 data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _patiently(os.replace, temporary, path)
+        both = {f"{end}_dir_fd": place for end in ("src", "dst") if place is not None}
+        _patiently(os.replace, temporary, os.path.join(here, name), **both)
     except BaseException:
         with contextlib.suppress(OSError):
-            _patiently(os.unlink, temporary)
+            _patiently(os.unlink, temporary, **at)
         raise
+    return status
+
+
+def _replace(path: str, data: bytes, base: str) -> os.stat_result:
+    """Put a new file in the place of *path*, and return its status."""
+    directory, name = os.path.split(path)
+    # For root by a descriptor: who owns a directory above could swap it for a link meanwhile.
+    place = os.open(directory or os.curdir, os.O_RDONLY) if _user() == 0 else None
+    try:
+        status = _replace_in(place, directory, name, data, base)
+    finally:
+        if place is not None:
+            with contextlib.suppress(OSError):  # the file is there by now
+                os.close(place)
     _sync_directory(directory)
     return status
 
@@ -846,7 +901,7 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
     except OSError as error:
         raise SessionError(_sentence(target, "it cannot be written", _reason(error))) from error
     if private and os.name == "posix":
-        _warn_if_exposed(status, target, _ELSEWHERE)
+        _warn_if_exposed(status, target, is_new=True)
         if _user() == 0 and status.st_uid != 0:
             problem = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
             warnings.warn(_sentence(target, problem), stacklevel=3)
@@ -855,15 +910,9 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
     for victim in dict.fromkeys((_link_target(path), path)):
-        _sweep(victim, float("inf"))
         try:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                _patiently(os.unlink, victim)
-        except OSError as error:
-            # A read-only file system refuses before it looks whether the file exists.
-            if _found(os.lstat, victim):
-                problem = _sentence(victim, "it cannot be removed", _reason(error))
-                raise SessionError(problem) from error
+            _remove(victim)
+            _sweep(victim, float("inf"))
         finally:
             _sync_directory(os.path.dirname(victim))
 
@@ -880,7 +929,7 @@ def _home() -> str:
 
             home = pwd.getpwuid(os.getuid()).pw_dir
         except (ImportError, AttributeError, KeyError):  # Windows; a user id without an entry
-            home = os.path.expanduser("~")
+            home = os.path.expanduser("~") if _WINDOWS else ""
     if os.path.isabs(home):
         return home
     remedy = f"set {variable} or IMMICH_CONFIG_DIR to an absolute path"
@@ -1263,7 +1312,7 @@ class _Answer:
             if isinstance(error, dict) and isinstance(error.get("message"), str):
                 path = error.get("path")
                 where = ".".join(_texts(path)) if isinstance(path, list) else None
-                texts.append(_sentence(where, error["message"]))
+                texts.append(": ".join(filter(None, (where, error["message"]))))
         return "; ".join(texts)
 
 
@@ -1532,7 +1581,8 @@ class _Client:
             location = urllib.parse.urljoin(url, location)
         plain, asked = _without_query(location), _checked_url(_without_query(url))
         is_less_secure = asked["scheme"] == "https" and not plain.startswith("https:")
-        if plain == location and plain.endswith(asked["path"]) and not is_less_secure:
+        is_moved = url.endswith(path) and plain.endswith(asked["path"]) and plain == location
+        if is_moved and not is_less_secure:
             address = self.redact(_public_url(plain[: -len(path)]))
             return f"it redirects: use the address {address} instead"
         shown = self.redact(_public_url(location))
@@ -2026,7 +2076,7 @@ def _note_overrides(store: SessionStore) -> None:
     url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
     secret = _variable(os.environ, _SECRET_VARIABLES)
     if store._base_dir is None and url and secret:
-        _say(f"note: {url} and {secret} are set, and override every profile")
+        _say(f"note: {url} and {secret} are set, and override the current profile")
     elif os.environ.get("IMMICH_PROFILE"):
         _say("note: IMMICH_PROFILE is set, and overrides the current profile")
 
@@ -2041,11 +2091,19 @@ def _target_profile(args: Any, store: SessionStore) -> str:
         raise SessionError(f"{error}; name the profile with -P") from None
 
 
-def _stored(store: SessionStore, profile: str) -> Optional[Session]:
-    """Return the session that a new one would replace; a broken file is no loss."""
-    with contextlib.suppress(InvalidSessionError), warnings.catch_warnings():
+def _stored(store: SessionStore, profile: str, strict: bool = False) -> Optional[Session]:
+    """Return the session that a new one would replace; a broken file is no loss.
+
+    *strict*: refuse where the file cannot be read, because a key may be in it.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its mode does not matter any more
-        return store.load(profile)
+        try:
+            return store.load(profile)
+        except InvalidSessionError as error:
+            if strict and isinstance(error.__cause__, PermissionError):
+                ways = f"use -P NAME, or replace it with {_profile_flag(profile)}"
+                raise SessionError(f"{error}; {ways}") from None
     return None
 
 
@@ -2087,7 +2145,8 @@ def _store_session(
 
     Its profile becomes current if it was named, or is the first one ever.
     """
-    old = _stored(store, profile)  # again: another process may have stored one meanwhile
+    # Again: another process may have stored one meanwhile.
+    old = _stored(store, profile, args.profile is None)
     _check_replaceable(args, profile, old, session, renewed)
     switch = args.profile is not None or not store.list_profiles()
     store.save(session, profile)
@@ -2222,7 +2281,7 @@ def _login(args: Any, store: SessionStore) -> int:
     _check_login_flags(args)
     client = _Client(_given_headers(args.header) or headers, args.timeout)
     api = _find_login_api(args, client, url, renewed is not None)
-    old = _stored(store, profile)
+    old = _stored(store, profile, args.profile is None)
     if old is not None:
         # A key that is not known yet may be the very same.
         auth = ApiKey(old.secret) if args.email is None else Jwt("", "", args.email)
@@ -2306,7 +2365,8 @@ def _facts(session: Optional[Session]) -> Dict[str, object]:
         "expires_at": expires and expires.isoformat(),
         "expired": session.is_expired(),
     }
-    return {name: facts.get(name, getattr(session.auth, name, None)) for name in names.split()}
+    who = {name: getattr(session.auth, name, None) or None for name in names.split()}
+    return {**who, **facts}
 
 
 def _expiry(session: Session) -> str:

@@ -114,7 +114,7 @@ def put(path: Path, text: Union[str, bytes] = "") -> Path:
     return path
 
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+root_only = pytest.mark.skipif(not is_root(), reason="only root may give files away")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX")
 windows_only = pytest.mark.skipif(os.name != "nt", reason="Windows")
 any_letters = pytest.mark.skipif(
@@ -1561,8 +1561,8 @@ def test_the_environment_gives_back_the_session_that_was_put_there(
         (with_headers({"A": f"{HEADER}\nB: c"}), "headers.A"),
         (with_headers({"Cookie": HEADER}), "headers.Cookie"),
         (with_headers({f"{HEADER}: a": "b"}), "headers"),
-        (dataclasses.replace(SESSION, auth=ApiKey(f"'{KEY}'")), "IMMICH_API_KEY"),
-        (dataclasses.replace(LOGIN, auth=Jwt(f'"{TOKEN}"', "", "")), "IMMICH_ACCESS_TOKEN"),
+        (dataclasses.replace(SESSION, auth=ApiKey(f"'{KEY}'")), "auth.api_key.key"),
+        (dataclasses.replace(LOGIN, auth=Jwt(f'"{TOKEN}"', "", "")), "auth.jwt.access_token"),
     ],
     ids=range(9),
 )
@@ -1746,7 +1746,7 @@ def mounted(place: Path, *command: str) -> Iterator[Path]:
     if tool is None:
         pytest.skip(f"{command[0]} is missing")
     quiet: Dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if os.geteuid() != 0 or subprocess.call([tool, *command[1:], str(place)], **quiet) != 0:
+    if not is_root() or subprocess.call([tool, *command[1:], str(place)], **quiet) != 0:
         pytest.skip("not permitted to mount a file system")
     try:
         yield place
@@ -2256,7 +2256,7 @@ def leave_temporary(store: SessionStore, profile: str = "default") -> Path:
     child = os.fork()
     if child == 0:
         killed = partial(os.kill, os.getpid(), signal.SIGKILL)
-        pytest.MonkeyPatch().setattr(os, "replace", lambda *_: killed())
+        pytest.MonkeyPatch().setattr(os, "replace", lambda *_, **__: killed())
         store.save(LOGIN, profile)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -3148,9 +3148,9 @@ def test_data_is_on_disk_before_the_name_and_the_name_before_save_returns(
         steps.append("directory" if of_directory else f"{facts.st_size} bytes")
         fsync(descriptor)
 
-    def recorded_replace(source: str, target: str) -> None:
+    def recorded_replace(source: str, target: str, **options: Any) -> None:
         steps.append("replace")
-        replace(source, target)
+        replace(source, target, **options)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
@@ -3222,7 +3222,7 @@ def test_a_save_that_is_interrupted_at_any_step_leaves_no_file_and_no_descriptor
 ) -> None:
     store.save(SESSION, "work")
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     before = set(os.listdir("/dev/fd"))
@@ -3403,11 +3403,11 @@ def clear_before_replace(
     """Let clear() come in at the worst moment of a save, so many times."""
     replace, calls = os.replace, []
 
-    def late(source: str, target: str) -> None:
+    def late(source: str, target: str, **options: Any) -> None:
         calls.append(1)
         if len(calls) <= times:
             store.clear()
-        replace(source, target)
+        replace(source, target, **options)
 
     monkeypatch.setattr(os, "replace", late)
     return calls
@@ -3449,9 +3449,9 @@ def test_clear_is_content_where_a_session_comes_just_after_it_looked(
 ) -> None:
     unlink = os.unlink
 
-    def early(path: str) -> None:
+    def early(path: str, **options: Any) -> None:
         try:
-            unlink(path)
+            unlink(path, **options)
         finally:
             store.save(SESSION)
 
@@ -7302,7 +7302,9 @@ def test_logout_of_all_goes_on_after_a_failure(cli: Any, base: Path, store: Sess
 
 
 def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> None:
-    killed = PROGRAM + "os.replace = lambda *_: os._exit(9)\nimmich_session.main(sys.argv[2:])"
+    killed = (
+        PROGRAM + "os.replace = lambda *_, **__: os._exit(9)\nimmich_session.main(sys.argv[2:])"
+    )
     assert run(*LOGIN_HERE, "-P", "work", python=["-c", killed]).status == 9
     assert KEY in "".join(p.read_text() for p in base.rglob("*") if p.is_file())
     assert run("logout", "--local", "--all").status == 0
@@ -9780,7 +9782,7 @@ $ IMMICH_PROFILE=p login URL -k - < k3y
 ! note: IMMICH_PROFILE is set, and overrides the current profile
 $ IMMICH_SERVER=URL IMMICH_API_KEY=k logout --local -P p
 ! the session of profile "p" is removed from this computer
-! note: IMMICH_SERVER and IMMICH_API_KEY are set, and override every profile
+! note: IMMICH_SERVER and IMMICH_API_KEY are set, and override the current profile
 $ IMMICH_SERVER=URL IMMICH_API_KEY=k status
 Source: environment
 API Key: <unnamed>
