@@ -745,7 +745,10 @@ def _open_own_directory(path: str) -> int:
     try:
         return os.open(path, _DIRECTORY_FLAGS)
     except PermissionError:
-        descriptor = os.open(path, _DIRECTORY_FLAGS | getattr(os, "O_PATH", 0))
+        if not hasattr(os, "O_PATH"):  # macOS, PyPy
+            os.chmod(path, 0o700, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
+            return os.open(path, _DIRECTORY_FLAGS)
+        descriptor = os.open(path, _DIRECTORY_FLAGS | os.O_PATH)
     try:
         if os.fstat(descriptor).st_uid == _user():
             os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # a path could be swapped for a link
