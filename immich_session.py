@@ -1028,7 +1028,8 @@ class SessionStore:
     def set_current_profile(self, profile: str) -> None:
         """Write the current profile into config.json, unless it is there; replace a broken one."""
         current = {"current_profile": _checked_profile(profile)}
-        _check_spelling(self._profile_path(profile))
+        # Unlike the path of a session, it need not be one that this locale can spell.
+        _check_spelling(os.path.join(self._path("profiles"), profile))
         base, path = self._path(), self._path("config.json")
         text = json.dumps(current, ensure_ascii=False)
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
