@@ -66,7 +66,7 @@ DEFAULT_PROFILE = "default"
 _WINDOWS = os.name == "nt"
 _FILE_LIMIT = 1 << 20  # bytes of a file or an answer; no session is larger
 _STALE = 60.0  # seconds; an older temporary file was left by a process that was killed
-_PATIENCE = 1.0  # seconds; Windows refuses to touch a file that another process has open
+_PATIENCE = 1.0  # seconds to wait for another process that has a file open
 
 # The environment variables that describe a session. Those that end in _FILE hold a path.
 _URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
@@ -644,31 +644,42 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else -1
 
 
+def _is_anothers(owner: int, path: str) -> bool:
+    """Tell whether a file belongs to neither us nor root, nor is in a directory of its owner's."""
+    if owner in (_user(), 0):
+        return False
+    with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
+        return _user() != 0 or os.stat(os.path.dirname(path) or os.curdir).st_uid != owner
+    return True
+
+
 def _warn_if_exposed(status: os.stat_result, path: str, is_new: bool = False) -> None:
     """Warn if other users can access a file with a secret, where advice can be followed."""
-    mode, user = stat.S_IMODE(status.st_mode), _user()
-    if user < 0:
-        return
-    if mode & (0o077 if is_new or status.st_uid == user else 0o022):
-        remedy = _ELSEWHERE if is_new or mode & 0o111 else "chmod 600"
-        problem = f"other users can read or write it (mode {mode:04o}): {remedy}"
+    mode, owner, user = stat.S_IMODE(status.st_mode), status.st_uid, _user()
+    problems: List[str] = []
+    if mode & (0o077 if is_new or owner == user else 0o022):
+        remedy = "chmod 600" if user in (0, owner) else f"its owner (uid {owner}) can chmod go-w it"
+        remedy = _ELSEWHERE if is_new or mode & 0o111 else remedy
+        problems.append(f"other users can read or write it (mode {mode:04o}): {remedy}")
+    if is_new and user == 0 != owner:
+        problems.append(f"it belongs to uid {owner}, not to root")
+    if not is_new and _is_anothers(owner, path):
+        problems.append(f"it belongs to another user (uid {owner})")
+    for problem in problems if user >= 0 else ():
         warnings.warn(_sentence(path, problem), stacklevel=4)
-    if status.st_uid in (user, 0):
-        return
-    with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
-        if user == 0 and os.stat(os.path.dirname(path) or os.curdir).st_uid == status.st_uid:
-            return
-    problem = f"it belongs to another user (uid {status.st_uid})"
-    warnings.warn(_sentence(path, problem), stacklevel=4)
+
+
+# What Windows says of a file that another process has open, and Linux of one with a lease (Samba).
+_IN_USE = PermissionError if _WINDOWS else BlockingIOError
 
 
 def _patiently(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call *call*; on Windows again for a while, if another process has the file open."""
-    deadline = time.monotonic() + _PATIENCE if _WINDOWS else 0.0
+    """Call *call*; try again for a while, if another process has the file open."""
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             return call(*args, **options)
-        except PermissionError:
+        except _IN_USE:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0)  # any longer would miss the moments between busy readers
@@ -698,6 +709,15 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     if private:
         _warn_if_exposed(status, path)
     return data
+
+
+def _sync(descriptor: int) -> None:
+    """Make what was written survive a crash, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def _sync_directory(path: str) -> None:
@@ -857,8 +877,8 @@ def _replace_in(
     except NotImplementedError as error:  # PyPy, which needs /dev/urandom
         raise OSError(errno.ENODEV, str(error)) from error
     at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
-    descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
     try:
+        descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
         try:
             heir = None if place is None else _heir(place, directory, base)
             status = _settle(descriptor, 0o600, heir)
@@ -866,12 +886,12 @@ def _replace_in(
                 _sweep(os.path.join(directory, name), status.st_mtime)
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
         both = {f"{end}_dir_fd": place for end in ("src", "dst") if place is not None}
         _patiently(os.replace, temporary, os.path.join(here, name), **both)
-    except BaseException:
+    except BaseException:  # Ctrl-C too, wherever it comes
         with contextlib.suppress(OSError):
             _patiently(os.unlink, temporary, **at)
         raise
@@ -884,13 +904,12 @@ def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     # For root by a descriptor: who owns a directory above could swap it for a link meanwhile.
     place = os.open(directory or os.curdir, os.O_RDONLY) if _user() == 0 else None
     try:
-        status = _replace_in(place, directory, name, data, base)
+        return _replace_in(place, directory, name, data, base)
     finally:
         if place is not None:
             with contextlib.suppress(OSError):  # the file is there by now
                 os.close(place)
-    _sync_directory(directory)
-    return status
+        _sync_directory(directory)  # after a failure too: or a crash brings the temporary back
 
 
 def _write_file(path: str, data: bytes, base: str, private: bool = False) -> None:
@@ -902,12 +921,10 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
         except (FileNotFoundError, FileExistsError):  # clear() swept it, or its name was taken
             status = _replace(target, data, base)
     except OSError as error:
-        raise SessionError(_sentence(target, "it cannot be written", _reason(error))) from error
-    if private and os.name == "posix":
+        link = f"it leads to {target}" if target != path else None
+        raise SessionError(_sentence(path, link, "it cannot be written", _reason(error))) from error
+    if private:
         _warn_if_exposed(status, target, is_new=True)
-        if _user() == 0 and status.st_uid != 0:
-            problem = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
-            warnings.warn(_sentence(target, problem), stacklevel=3)
 
 
 def _remove_file(path: str) -> None:
@@ -941,10 +958,8 @@ def _home() -> str:
 
 def _decode_config(data: bytes) -> str:
     """Return the current profile that a config.json names."""
-    members = _object(_decode(data))
-    if "current_profile" not in members:
-        return DEFAULT_PROFILE
-    return _string(members["current_profile"], "current_profile")
+    name = _object(_decode(data)).get("current_profile", DEFAULT_PROFILE)
+    return _string(name, "current_profile")
 
 
 def _check_spelling(directory: str) -> None:
@@ -970,7 +985,7 @@ def _base_from_env() -> str:
     if not base:
         return os.path.join(_home(), ".config", "immich")
     if os.path.isabs(base) and base == base.strip():
-        return base
+        return str(Path(base))
     meant = base
     with contextlib.suppress(OSError):  # the working directory may be deleted
         meant = os.path.abspath(base)
@@ -989,14 +1004,14 @@ class SessionStore:
     """
 
     def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
-        self._base_dir = None if base_dir is None else _checked_path(os.fspath(base_dir))
+        self._base_dir = None if base_dir is None else str(Path(_checked_path(os.fspath(base_dir))))
 
     def __repr__(self) -> str:
         return f"SessionStore({self._base_dir!r})"
 
     def _path(self, *parts: str) -> str:
         base = self._base_dir or _base_from_env()
-        return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) or os.sep)
+        return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) if parts else base)
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
         name = self.get_current_profile() if profile is None else _checked_profile(profile)

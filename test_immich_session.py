@@ -2119,10 +2119,16 @@ def owners(top: Path) -> Dict[str, int]:
 
 
 @root_only
-@pytest.mark.parametrize("mask", [0o022, 0o777])
-def test_what_root_makes_belongs_to_the_owner_of_its_directory(land: Path, mask: int) -> None:
-    store = SessionStore(land / ".config" / "immich")
+@pytest.mark.parametrize("mask, named", [(0o022, False), (0o777, True)])
+def test_what_root_makes_belongs_to_the_owner_of_its_directory(
+    land: Path, mask: int, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, place = SessionStore(), f"{land}/.config/immich/"
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", place)
+    if named:
+        store = SessionStore(place)
     with umask(mask):
+        store.base_config_dir()
         (told,) = warnings_of(lambda: store.save(SESSION, "work"))
         assert warnings_of(lambda: store.set_current_profile("work")) == []
         store.config_dir("empty")
@@ -2562,6 +2568,40 @@ def test_a_broken_file_is_replaced_and_removed(
     write_session(base, text)
     store.clear()
     assert not path.exists()
+
+
+@windows_only
+def test_the_root_of_a_drive_is_itself_and_not_the_current_directory_there() -> None:
+    assert SessionStore("C:\\").base_config_dir() == Path("C:\\")
+
+
+@posix_only
+def test_a_link_into_a_directory_that_is_not_there_is_told_with_where_it_leads(
+    store: SessionStore, tmp_path: Path
+) -> None:
+    path = store.config_dir("work") / "session.json"
+    path.symlink_to(tmp_path / "disk" / "target")
+    found = refused_save(store, errno.ENOENT)
+    assert str(found).startswith(f"{path}: it leads to {tmp_path / 'disk' / 'target'}: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux has leases")
+def test_a_file_with_a_lease_is_read_once_its_holder_lets_it_go(
+    store: SessionStore, base: Path
+) -> None:
+    """As Samba does: the file is lent to a process until another one asks for it."""
+    path = write_session(base, SESSION.to_json())
+    with path.open("r+") as holder:
+        signal.signal(signal.SIGIO, lambda *_: lease(fcntl.F_UNLCK))
+        lease = partial(fcntl.fcntl, holder, fcntl.F_SETLEASE)
+        try:
+            lease(fcntl.F_WRLCK)
+        except OSError:
+            pytest.skip("this file system has no leases")
+        try:
+            assert store.load() == SESSION
+        finally:
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
 
 
 # SessionStore: what is no regular file
@@ -3110,21 +3150,14 @@ def test_a_directory_that_may_be_written_but_not_listed_is_enough(land: Path) ->
 
 
 @posix_only
-def test_nothing_fails_where_modes_and_the_fsync_of_directories_are_not_supported(
-    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_nothing_fails_where_modes_and_fsync_are_not_supported(
+    code: int, store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync = os.fsync
-
     def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise OSError(code, os.strerror(code))
 
-    def of_files_only(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", of_files_only)
-    for name in ("chmod", "fchmod"):
+    for name in ("fsync", "chmod", "fchmod"):
         monkeypatch.setattr(os, name, refuse)
     with umask(0):
         store.save(SESSION, "work")
@@ -3183,6 +3216,26 @@ def test_what_clear_removes_is_gone_for_good_when_it_returns(
     assert all(map(os.path.samestat, (at for at, _ in synced), map(os.stat, directories)))
 
 
+@posix_only
+def test_the_temporary_of_a_save_that_fails_is_gone_for_good_when_it_returns(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, found = store.config_dir("work"), []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        found.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and os.listdir(directory))
+        fsync(descriptor)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", fail)
+    refused_save(store, errno.EIO)
+    assert found == [False, []]
+
+
 def test_a_disk_that_fails_at_fsync_keeps_the_old_session(
     store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -3233,6 +3286,25 @@ def test_a_save_that_is_interrupted_at_any_step_leaves_no_file_and_no_descriptor
     assert set(os.listdir("/dev/fd")) == before
     assert store.load("work") == SESSION
     assert names(base / "profiles" / "work") == ["session.json"]
+
+
+@posix_only
+def test_a_save_that_is_interrupted_just_after_it_made_its_temporary_removes_it(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, opened = store.config_dir("work"), os.open
+
+    def interrupted(path: str, flags: int, *args: Any, **options: Any) -> int:
+        descriptor = opened(path, flags, *args, **options)
+        if flags & os.O_EXCL:
+            os.close(descriptor)
+            signal.raise_signal(signal.SIGINT)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(SESSION, "work")
+    assert names(directory) == []
 
 
 @posix_only
@@ -3709,6 +3781,7 @@ def test_a_link_draws_the_warning_of_its_target(
     assert len(warnings_of(store.load)) == 1
 
 
+GO_W = r"uid \d+\) can chmod go-w it$"
 CHMOD, ELSEWHERE, ANOTHER = "chmod 600$", "on another file system$", r"another user \(uid 12345\)$"
 
 
@@ -3723,10 +3796,10 @@ CHMOD, ELSEWHERE, ANOTHER = "chmod 600$", "on another file system$", r"another u
         (65534, 0o700, 65534, []),
         (0, 0o444, 65534, []),  # a Kubernetes secret
         (0, 0o755, 65534, []),
-        (0, 0o464, 65534, [CHMOD]),
+        (0, 0o464, 65534, [GO_W]),
         (0, 0o777, 65534, [ELSEWHERE]),
         (12345, 0o644, 65534, [ANOTHER]),
-        (12345, 0o666, 65534, [CHMOD, ANOTHER]),
+        (12345, 0o666, 65534, [GO_W, ANOTHER]),
         (0, 0o640, 0, [CHMOD]),
         (65534, 0o644, 0, []),  # its directory is of the same user
         (65534, 0o622, 0, [CHMOD]),
