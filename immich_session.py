@@ -166,9 +166,8 @@ def _public_url(url: str) -> str:
 
 
 # Windows drops a dot at the end, and takes the name of a device for it whatever follows a dot.
-_NOT_ON_WINDOWS = re.compile(
-    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?',
-    re.IGNORECASE,
+_NOT_ON_WINDOWS = (
+    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?'
 )
 
 
@@ -181,7 +180,7 @@ def _is_profile_name(name: str) -> bool:
         and "\\" not in name
         and name.strip(" ") == name
         and len(name.encode("utf-8")) <= 255
-        and not (_WINDOWS and _NOT_ON_WINDOWS.fullmatch(name))
+        and not (_WINDOWS and re.fullmatch(_NOT_ON_WINDOWS, name, re.IGNORECASE))
     )
 
 
@@ -290,41 +289,51 @@ def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
-        if not re.fullmatch(_FIELD_NAME, name):  # not echoed: without its colon, it holds the value
+        problem, member = None, f"headers.{name}"
+        if not re.fullmatch(_FIELD_NAME, name):
             problem = "a name has characters that HTTP does not allow"
-            raise InvalidSessionError(problem, None, "headers")
-        if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
+            member = "headers"  # without its colon, the name holds the value
+        elif not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
         elif re.fullmatch(_RESERVED, f"{name}: {value}", re.IGNORECASE):
             problem = "this header is reserved"
-        else:
-            continue
-        raise InvalidSessionError(problem, None, f"headers.{name}")
+        if problem:
+            raise InvalidSessionError(problem, None, member)
     if len({name.lower() for name in headers}) < len(headers):
         problem = "the same name is given twice, in different cases"
         raise InvalidSessionError(problem, None, "headers")
 
 
-def _add_headers(
-    headers: Dict[str, str],
-    lines: Sequence[Tuple[int, str]],
-    member: str,
-    path: Optional[str] = None,
+def _add_header(
+    headers: Dict[str, str], line: str, member: str, path: Optional[str] = None, number: int = 0
 ) -> None:
-    """Add what numbered "NAME: VALUE" lines hold to *headers*; a 0 is no number."""
+    """Add a "NAME: VALUE" to *headers*; *number* is that of its line, where there are several."""
+    name, colon, value = (part.strip() for part in line.partition(":"))
+    problem = "" if colon else 'expected "NAME: VALUE"'
+    if name.lower() in map(str.lower, headers):
+        problem = "this header is given twice"
+    try:
+        _check_extra_headers({} if problem else {name: value})
+    except InvalidSessionError as error:
+        problem = str(error)
+    if problem:
+        where = f"line {number}: " if number else ""
+        raise InvalidSessionError(where + problem, path, member)
+    headers[name] = value
+
+
+def _add_headers(
+    headers: Dict[str, str], text: str, member: str, path: Optional[str] = None
+) -> None:
+    """Add what the lines of a variable hold to *headers*, or those of the file *path*."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line]
+    if path is not None:  # comments; a variable has none, as "#" may begin the name of a header
+        lines = [(number, line) for number, line in lines if not line.startswith("#")]
+        if not lines:
+            raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
     for number, line in lines:
-        name, colon, value = (part.strip() for part in line.partition(":"))
-        problem = "" if colon else 'expected "NAME: VALUE"'
-        if name.lower() in map(str.lower, headers):
-            problem = "this header is given twice"
-        try:
-            _check_extra_headers({} if problem else {name: value})
-        except InvalidSessionError as error:
-            problem = str(error)
-        if problem:
-            where = f"line {number}: " if number else ""
-            raise InvalidSessionError(where + problem, path, member)
-        headers[name] = value
+        _add_header(headers, line, member, path, number)
 
 
 # JSON: strict where the meaning could differ
@@ -838,7 +847,7 @@ def _link_target(path: str) -> str:
 
 
 # The names that _replace makes, and version 1.0 made, of a file's name.
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+_TEMPORARY = r"\.(.+)\.[a-z0-9_]{8}\.tmp"
 
 
 def _remove(path: str) -> None:
@@ -860,7 +869,7 @@ def _sweep(path: str, now: float) -> None:
     entries: List[str] = []
     with contextlib.suppress(OSError):  # not there, or it shows nobody what is in it
         entries = os.listdir(directory or os.curdir)
-    for match in filter(None, map(_TEMPORARY.fullmatch, entries)):
+    for match in filter(None, map(re.compile(_TEMPORARY, re.DOTALL).fullmatch, entries)):
         temporary = os.path.join(directory, match[0])
         with contextlib.suppress(OSError):
             if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
@@ -1105,15 +1114,20 @@ class SessionStore:
 # Environment
 
 
+def _filled(environ: Mapping[str, str], names: Sequence[str]) -> List[str]:
+    """Return those of these variables that are set, and not to nothing."""
+    return [name for name in names if environ.get(name)]
+
+
 def _variable(environ: Mapping[str, str], names: Sequence[str]) -> Optional[str]:
     """Return the one of these variables that counts: one that is set, rather not to nothing."""
-    given = [name for name in names if name in environ]
-    return next((name for name in given if environ[name]), given[0] if given else None)
+    given = _filled(environ, names) or [name for name in names if name in environ]
+    return given[0] if given else None
 
 
 def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     """Return the server that the environment names, None if it names none."""
-    names = [name for name in _URL_VARIABLES if environ.get(name)]
+    names = _filled(environ, _URL_VARIABLES)
     urls = [_normalised_url(environ[name], name) for name in names]
     if len(urls) > 1 and not _is_same_api(*map(_with_api, urls)):
         problem = f"it names another server than {names[0]}: unset one of them"
@@ -1123,7 +1137,7 @@ def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
 
 def _text_file(path: str, member: Optional[str] = None, private: bool = False) -> str:
     """Return the text of a file that must be there; *member* is what names it."""
-    problem = "there is no such file"
+    problem, where = "there is no such file", path or None
     try:
         data = _read_file(_checked_path(path), private)
         if data is not None:
@@ -1133,15 +1147,15 @@ def _text_file(path: str, member: Optional[str] = None, private: bool = False) -
     except InvalidSessionError as error:
         problem = error.problem
     except SessionError as error:  # it cannot be a path
-        raise InvalidSessionError(str(error), None, member) from None
-    raise InvalidSessionError(problem, path, member)
+        problem, where = str(error), None
+    raise InvalidSessionError(problem, where, member)
 
 
 def _from_variables(
     environ: Mapping[str, str], names: Sequence[str]
 ) -> Tuple[str, Optional[str], str]:
     """Return what the one of these variables that is set holds: text, file, and its name."""
-    filled = [name for name in names if environ.get(name)]
+    filled = _filled(environ, names)
     if len(filled) > 1:
         problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
         raise InvalidSessionError(problem, None, filled[0])
@@ -1152,28 +1166,12 @@ def _from_variables(
     return text, None, name
 
 
-def _lines(text: str) -> List[Tuple[int, str]]:
-    """Return the lines that are not blank, with their numbers."""
-    lines = enumerate(map(str.strip, text.splitlines()), 1)
-    return [(number, line) for number, line in lines if line]
-
-
-def _header_lines(text: str, path: str, member: str) -> List[Tuple[int, str]]:
-    """Return the lines of a file that hold headers; it may have comments."""
-    lines = [(number, line) for number, line in _lines(text) if not line.startswith("#")]
-    if not lines:
-        raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
-    return lines
-
-
 def _environment_headers(environ: Mapping[str, str]) -> Dict[str, str]:
     text, path, name = _from_variables(environ, _HEADER_VARIABLES)
     if text.startswith('"'):  # no name begins so, but one may begin with a single quote
         _check_unquoted(text.strip(), name, path)
-    # No comments in a variable: "#" is legal in the name of a header.
-    lines = _lines(text) if path is None else _header_lines(text, path, name)
     headers: Dict[str, str] = {}
-    _add_headers(headers, lines, name, path)
+    _add_headers(headers, text, name, path)
     return headers
 
 
@@ -1207,13 +1205,12 @@ _REMEDIES: List[Callable[[Optional[Session], str, SessionStore], str]] = []
 def _refuse_half_environment(session: Session) -> None:
     """Refuse to use a stored session where the environment may mean another one."""
     url = _environment_url(os.environ)
-    names = _SECRET_VARIABLES if url is None else _URL_VARIABLES
-    variable = next((name for name in names if os.environ.get(name)), None)
-    if variable is None or (url is not None and _is_same_server(url, session.server_url)):
+    given = _filled(os.environ, _SECRET_VARIABLES if url is None else _URL_VARIABLES)
+    if not given or (url is not None and _is_same_server(url, session.server_url)):
         return
     missing = "IMMICH_INSTANCE_URL" if url is None else "IMMICH_API_KEY"
-    ways = f"set that too, unset {variable}, or name a profile (IMMICH_PROFILE)"
-    raise InvalidSessionError(f"it is set, and {missing} is not: {ways}", None, variable)
+    ways = f"set that too, unset {given[0]}, or name a profile (IMMICH_PROFILE)"
+    raise InvalidSessionError(f"it is set, and {missing} is not: {ways}", None, given[0])
 
 
 def _find_session(
@@ -2072,11 +2069,10 @@ def _given_headers(given: Sequence[str]) -> Dict[str, str]:
     headers: Dict[str, str] = {}
     for text in given:
         if text.startswith("@"):
-            lines = _header_lines(_text_file(text[1:], "-H"), text[1:], "-H")
-            _add_headers(headers, lines, "-H", text[1:])
+            _add_headers(headers, _text_file(text[1:], "-H"), "-H", text[1:])
         else:
             _say('warning: other users can see secrets on the command line; use "-H @FILE"')
-            _add_headers(headers, [(0, text)], "-H")
+            _add_header(headers, text, "-H")
     return headers
 
 
