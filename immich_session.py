@@ -643,6 +643,11 @@ def _checked_path(path: str) -> str:
     raise SessionError(f"{path!a}: this cannot be a path on this system")
 
 
+def _directory_path(path: str) -> str:
+    """Return the path of a directory without a slash at its end; a root stays one."""
+    return os.path.dirname(os.path.join(_checked_path(path), ""))
+
+
 def _check_size(size: int, path: str) -> None:
     if size > _FILE_LIMIT:
         raise InvalidSessionError(f"it is larger than {_FILE_LIMIT} bytes", path)
@@ -994,7 +999,7 @@ def _base_from_env() -> str:
     if not base:
         return os.path.join(_home(), ".config", "immich")
     if os.path.isabs(base) and base == base.strip():
-        return str(Path(base))
+        return _directory_path(base)
     meant = base
     with contextlib.suppress(OSError):  # the working directory may be deleted
         meant = os.path.abspath(base)
@@ -1013,7 +1018,7 @@ class SessionStore:
     """
 
     def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
-        self._base_dir = None if base_dir is None else str(Path(_checked_path(os.fspath(base_dir))))
+        self._base_dir = None if base_dir is None else _directory_path(os.fspath(base_dir))
 
     def __repr__(self) -> str:
         return f"SessionStore({self._base_dir!r})"
