@@ -1269,7 +1269,8 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 # ---- cut here ---- Above: keeping sessions, complete by itself. Below: asking the server.
 
-import sys  # noqa: E402 - what is above has no use for these two
+import sys  # noqa: E402 - what is above has no use for these
+from dataclasses import replace  # noqa: E402
 from typing import Iterator  # noqa: E402
 
 __all__ += [
@@ -1290,12 +1291,7 @@ _PING = "/server/ping"
 _VALIDATE = "POST /auth/validateToken"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_READY = (429, 502, 503, 504)
-# What opens a login page in front of the server; the command line adds its option.
-_EXTRA_HEADERS = ["extra headers"]
-
-
-def _login_page() -> str:
-    return f"a login page in front of the server (it may need {', '.join(_EXTRA_HEADERS)})"
+_LOGIN_PAGE = "a login page in front of the server (it may need extra headers)"
 
 
 def _texts(value: object) -> List[str]:
@@ -1330,9 +1326,30 @@ class _Answer:
         for error in errors if isinstance(errors, list) else []:
             if isinstance(error, dict) and isinstance(error.get("message"), str):
                 path = error.get("path")
-                where = ".".join(_texts(path)) if isinstance(path, list) else None
-                texts.append(": ".join(filter(None, (where, error["message"]))))
+                where = ".".join(_texts(path)) if isinstance(path, list) else ""
+                texts.append(f"{where}: {error['message']}" if where else error["message"])
         return "; ".join(texts)
+
+
+def _connection(kind: Any, sockets: List[Any], late: Any) -> Any:
+    """Return a *kind* of connection that tells its socket, and sends nothing when it is *late*."""
+
+    class Connection(kind):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+            if late.is_set():  # nobody waits for an answer: do not send the secret
+                raise TimeoutError
+
+        def send(self, data: Any) -> None:
+            try:
+                super().send(data)
+            except OSError:
+                if hasattr(self.sock, "cipher") and not late.is_set():  # TLS may say why
+                    self.sock.recv(1)
+                raise
+
+    return Connection
 
 
 def _opener(sockets: List[Any], late: Any) -> Any:
@@ -1353,23 +1370,7 @@ def _opener(sockets: List[Any], late: Any) -> Any:
             return self.do_open(http.client.HTTPSConnection, request)
 
         def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
-            class Connection(http_class):  # type: ignore[misc]
-                def connect(self) -> None:
-                    super().connect()
-                    sockets.append(self.sock)
-                    if late.is_set():  # nobody waits for an answer: do not send the secret
-                        raise TimeoutError
-
-                def send(self, data: Any) -> None:
-                    try:
-                        super().send(data)
-                    except OSError:
-                        if hasattr(self.sock, "cipher") and not late.is_set():  # TLS may say why
-                            self.sock.recv(1)
-                        raise
-
-            kind: Any = Connection
-            return super().do_open(kind, *args, **options)
+            return super().do_open(_connection(http_class, sockets, late), *args, **options)
 
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler())
@@ -1399,27 +1400,30 @@ def _why_no_tls(error: Any) -> str:
     return f"TLS failed: {reason.lower().replace('_', ' ') or 'the connection broke'}"
 
 
-def _why_unreachable(error: Exception, redact: Callable[[str], str]) -> str:
+def _why_unreachable(error: Any, redact: Callable[[str], str]) -> str:
     """Return in plain words why there is no complete answer; *redact* makes foreign text safe."""
     import http.client
     import socket
     import urllib.error
 
+    wrapped = getattr(error, "reason", None)  # by urllib
+    error = wrapped if isinstance(wrapped, Exception) else error
     ssl = sys.modules.get("ssl")  # some Pythons have none
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "its name does not resolve"
-    if isinstance(error, ImportError):
-        return "https needs Python's module ssl, which is missing here"
     if ssl and isinstance(error, ssl.SSLCertVerificationError):
         return _why_untrusted(error)
     if ssl and isinstance(error, ssl.SSLError):
         return _why_no_tls(error)
-    if isinstance(error, (TimeoutError, socket.timeout)):
-        return "no complete answer in time"
-    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
-        return "the address of the proxy cannot be used"  # the server's own was checked
-    if isinstance(error, (http.client.HTTPException, EOFError)):
-        return "the answer was cut short, or is not HTTP"
+    proxy_errors = (http.client.InvalidURL, urllib.error.URLError, ValueError)
+    reasons = (
+        ((socket.gaierror, UnicodeError), "its name does not resolve"),
+        (ImportError, "https needs Python's module ssl, which is missing here"),
+        ((TimeoutError, socket.timeout), "no complete answer in time"),
+        (proxy_errors, "the address of the proxy cannot be used"),  # the server's was checked
+        ((http.client.HTTPException, EOFError), "the answer was cut short, or is not HTTP"),
+    )
+    for kinds, words in reasons:
+        if isinstance(error, kinds):
+            return words
     if isinstance(error, OSError):
         return error.strerror or redact(str(error))
     return f"the request failed ({type(error).__name__})"
@@ -1435,59 +1439,18 @@ def _fetch(request: Any, timeout: float, sockets: List[Any], late: Any) -> Tuple
         return response.status, response.headers, body
 
 
-def _exchange(
-    request: Any, timeout: float, redact: Callable[[str], str], arrived: List[Any]
-) -> None:
-    """Put what *request* fetches into *arrived*, or in words why there is no complete answer.
-
-    urllib's timeout is for each socket operation, and a server that sends a byte at a time
-    outlasts it.  So a thread does the work; when time is up, it is abandoned and its connection
-    is shut.
-    """
-    import socket
-    import threading
-
-    sockets: List[Any] = []
-    late, done = threading.Event(), threading.Event()
-
-    def work() -> None:
-        try:
-            arrived.append(_fetch(request, timeout, sockets, late))
-        except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
-            reason = getattr(error, "reason", None)  # what urllib has wrapped
-            # Words, as the exception would keep the connection that it comes from.
-            error = reason if isinstance(reason, Exception) else error
-            arrived.append(_why_unreachable(error, redact))
-        finally:
-            done.set()
-
-    try:
-        threading.Thread(target=work, daemon=True).start()
-        done.wait(timeout)
-        if not arrived:
-            arrived.append(_why_unreachable(TimeoutError(), redact))
-    except KeyboardInterrupt:
-        late.set()
-        done.wait(_GRACE)  # an answer that is on its way may hold a token
-        raise
-    except RuntimeError:
-        arrived.append("this system starts no thread, which a request with a time limit needs")
-    finally:  # also when Ctrl-C ends the wait
-        late.set()
-        for connected in sockets:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
-
-
-def _server_name(url: str) -> str:
-    """Return the URL as the subject of an error; it names the proxy, if one is in use."""
+def _server_error(
+    url: str, problem: str, status: Optional[int], is_ready: bool = True
+) -> ServerError:
+    """Return the error of a server; it names the proxy, if one is in use."""
     import urllib.request
 
-    match = _checked_url(_without_query(url))
+    match, where = _checked_url(_without_query(url)), _public_url(url)
     proxy = urllib.request.getproxies().get(match["scheme"])
-    if not proxy or urllib.request.proxy_bypass(match["netloc"]):
-        return _public_url(url)
-    return f"{_public_url(url)} (through the proxy {_public_url(proxy)})"
+    if proxy and not urllib.request.proxy_bypass(match["netloc"]):
+        where += f" (through the proxy {_public_url(proxy)})"
+    kind = ServerError if is_ready else ServerUnreachableError
+    return kind(_sentence(where, problem), status)
 
 
 class _Client:
@@ -1495,6 +1458,8 @@ class _Client:
 
     def __init__(self, extra_headers: Mapping[str, str], timeout: float, *secrets: str) -> None:
         _check_extra_headers(extra_headers)
+        if not timeout > 0:  # also NaN
+            raise InvalidSessionError("expected a number of seconds above 0", None, "timeout")
         self.extra_headers = dict(extra_headers)
         self.timeout = min(timeout, _LONGEST)
         self.secrets = [*secrets]  # keys and tokens
@@ -1503,14 +1468,12 @@ class _Client:
         self.redirected: Optional[ServerError] = None
         self.arrived: List[Any] = []
 
-    def holds_secret(self, text: str) -> bool:
-        """Tell whether a server repeats one of our secrets; a short word proves nothing."""
-        words = (word for word in self.words if len(word) >= 8)
-        return any(secret in text for secret in (*self.secrets, *words))
-
     def text(self, value: object) -> Optional[str]:
         """Return what a server said if it is a text without a secret of ours, else None."""
-        return value if isinstance(value, str) and not self.holds_secret(value) else None
+        words = [word for word in self.words if len(word) >= 8]  # a shorter one proves nothing
+        if isinstance(value, str) and not any(each in value for each in (*self.secrets, *words)):
+            return value
+        return None
 
     def redact(self, text: str) -> str:
         """Make text from a server safe to show: our secrets replaced, 200 characters at most."""
@@ -1519,9 +1482,6 @@ class _Client:
         for secret in sorted({*whole, *forms}, key=len, reverse=True):  # one may be part of another
             text = text.replace(secret, "***")
         return _printable(text[:200])[:200]
-
-    def error(self, url: str, problem: str, status: int) -> ServerError:
-        return ServerError(_sentence(_server_name(url), problem), status)
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
@@ -1534,18 +1494,58 @@ class _Client:
             raise SessionError(problem) from None
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
         request = urllib.request.Request(url, body, headers, method=method)
-        self.arrived = []  # a list of its own: an abandoned thread may still fill the last one
-        _exchange(request, self.timeout, self.redact, self.arrived)
+        self.exchange(request)
         return self.answer(url)
+
+    def exchange(self, request: Any) -> None:
+        """Put what *request* fetches into ``arrived``, or in words why there is no whole answer.
+
+        urllib's timeout is for each socket operation, and a server that sends a byte at a time
+        outlasts it.  So a thread does the work; when time is up, it is abandoned and its
+        connection is shut.
+        """
+        import socket
+        import threading
+
+        arrived: List[Any] = []
+        self.arrived = arrived  # an abandoned thread may still fill the last one
+        sockets: List[Any] = []
+        late, done = threading.Event(), threading.Event()
+
+        def work() -> None:
+            try:
+                arrived.append(_fetch(request, self.timeout, sockets, late))
+            except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
+                # Words, as the exception would keep the connection that it comes from.
+                arrived.append(_why_unreachable(error, self.redact))
+            finally:
+                done.set()
+
+        try:
+            threading.Thread(target=work, daemon=True).start()
+            done.wait(self.timeout)
+            if not arrived:
+                arrived.append(_why_unreachable(TimeoutError(), self.redact))
+        except KeyboardInterrupt:
+            late.set()
+            done.wait(_GRACE)  # an answer that is on its way may hold a token
+            raise
+        except RuntimeError:
+            arrived.append("this system starts no thread, which a request with a time limit needs")
+        finally:  # also when Ctrl-C ends the wait
+            late.set()
+            for connected in sockets:
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
 
     def answer(self, url: str) -> _Answer:
         """Return the answer to the last request."""
         outcome = self.arrived[0]
         if isinstance(outcome, str):
-            raise ServerUnreachableError(_sentence(_server_name(url), outcome))
+            raise _server_error(url, outcome, None, is_ready=False)
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
-            raise self.error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
+            raise _server_error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
         members = None
         with contextlib.suppress(InvalidSessionError):
             members = _object(_decode(content))
@@ -1561,24 +1561,22 @@ class _Client:
         base = session.server_url.rstrip("/")
         method, path = line.split()
         answer = self.request(method, base + path, session.headers())
-        if answer.status in refusals and answer.refusal() is not None:
-            return answer
-        if member is None and answer.status == 200 and answer.members is not None:
-            return answer
-        if member is not None and answer.get(member) is True:
+        is_refusal = answer.status in refusals and answer.refusal() is not None
+        is_object = answer.status == 200 and answer.members is not None
+        if is_refusal or (is_object if member is None else answer.get(member) is True):
             return answer
         raise self.refused(base, path, answer)
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
         """Return the error that explains an unexpected answer."""
         status, refusal = answer.status, answer.refusal()
-        not_ready = status in _NOT_READY and refusal is None
+        is_ready = status not in _NOT_READY or refusal is not None
         if status in _REDIRECTS:
             problem = self._redirect_problem(base + path, path, answer)
-        elif not_ready:
+        elif not is_ready:
             problem = f"the server is not ready (status {status}): try again later"
         elif status == 404 and self._is_in_maintenance(base):
-            problem, not_ready = "the server is in maintenance mode: try again later", True
+            problem, is_ready = "the server is in maintenance mode: try again later", False
         elif status == 404:
             problem = "there is no Immich API (status 404): is this the right address?"
         elif refusal is not None:
@@ -1587,8 +1585,7 @@ class _Client:
             problem = "this is no answer from Immich (a web page?): is this the right address?"
         else:
             problem = f"refused, but not by Immich: by a proxy in front of it? (status {status})"
-        kind = ServerUnreachableError if not_ready else ServerError
-        return kind(_sentence(_server_name(base), problem), status)
+        return _server_error(base, problem, status, is_ready)
 
     def _redirect_problem(self, url: str, path: str, answer: _Answer) -> str:
         import urllib.parse
@@ -1605,7 +1602,7 @@ class _Client:
             address = self.redact(_public_url(plain[: -len(path)]))
             return f"it redirects: use the address {address} instead"
         shown = self.redact(_public_url(location))
-        return f"it redirects to {shown}: to {_login_page()}, or this is the wrong address"
+        return f"it redirects to {shown}: to {_LOGIN_PAGE}, or this is the wrong address"
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
@@ -1631,26 +1628,24 @@ class _Client:
                 return target
         return None
 
-    def get(self, url: str, path: str) -> Tuple[str, _Answer]:
-        """GET *url* + *path*, follow redirects on the server; return the last URL and its answer.
+    def get(self, base: str, path: str, url: str = "", hops: int = 4) -> Tuple[str, _Answer]:
+        """GET *base* + *path*, follow redirects on the server; return the last URL and its answer.
 
         A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
         """
-        target, hops = url + path, 0
-        while True:
-            answer = self.request("GET", target)
-            if answer.status in _NOT_READY:
-                raise self.refused(url, path, answer)
-            if answer.status not in _REDIRECTS:
-                return target, answer
-            location, hops = answer.fields.get("Location", ""), hops + 1
-            followed = self.follow(target, location) if location else None
-            if followed is None or hops == 5:
-                break
-            target = followed
-        problem = "too many redirects" if followed else self._redirect_problem(target, path, answer)
-        self.redirected = self.redirected or self.error(url + path, problem, answer.status)
-        return target, answer
+        url = url or base + path
+        answer = self.request("GET", url)
+        if answer.status in _NOT_READY:
+            raise self.refused(base, path, answer)
+        if answer.status not in _REDIRECTS:
+            return url, answer
+        location = answer.fields.get("Location")
+        followed = self.follow(url, location) if location else None
+        if followed and hops:
+            return self.get(base, path, followed, hops - 1)
+        problem = "too many redirects" if followed else self._redirect_problem(url, path, answer)
+        self.redirected = self.redirected or _server_error(base + path, problem, answer.status)
+        return url, answer
 
 
 def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
@@ -1667,7 +1662,7 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
             if base is None:
                 shown = client.redact(_public_url(endpoint))
                 problem = f"it points to {shown}, a different or less secure server"
-                raise client.error(url, f"{problem}: is that intended?", answer.status)
+                raise _server_error(url, f"{problem}: is that intended?", answer.status)
             yield _normalised_url(base)
         yield f"{url}/api"
         if url == origin:
@@ -1675,13 +1670,13 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
         url = url.rpartition("/")[0].rstrip("/")
 
 
-def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
+def _find_api(client: _Client, typed: str, is_base: bool = False, hint: str = "") -> str:
     """Return the API base that says pong, for an address of the server or of a page of it.
 
-    *is_base*: the address was found to be one before.
+    *is_base*: the address was found to be one before; *hint*: what else may help if none does.
     """
+    url, status = _normalised_url(typed, is_page=True), 0
     tried: List[str] = []
-    status = 0
     for base in _possible_bases(client, url, is_base):
         if base in tried:
             continue
@@ -1693,8 +1688,11 @@ def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
     if client.redirected is not None:
         raise client.redirected
     addresses = ", ".join(map(_public_url, tried))
-    problem = f"there is no Immich API (tried {addresses}): a wrong address, or {_login_page()}"
-    raise client.error(url, problem, status)
+    advice = f"a wrong address, or {_LOGIN_PAGE}{hint}"
+    if status == 400 and url.startswith("http:"):  # what many a web server says of plain HTTP
+        advice = "is this an https server?"
+    problem = f"there is no Immich API (tried {addresses}; last status {status}): {advice}"
+    raise _server_error(url, problem, status)
 
 
 def resolve_api_url(
@@ -1709,8 +1707,7 @@ def resolve_api_url(
     seconds for each request.  Raise InvalidSessionError for an unusable URL,
     ServerUnreachableError and ServerError.
     """
-    client = _Client(extra_headers, timeout)
-    return _find_api(client, _normalised_url(server_url, is_page=True))
+    return _find_api(_Client(extra_headers, timeout), server_url)
 
 
 def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
@@ -1718,14 +1715,12 @@ def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
     import socket
 
     client.words.append(password)
-    body = None
-    with contextlib.suppress(UnicodeEncodeError):
-        body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
-    if body is None:
-        raise InvalidSessionError("expected Unicode text", None, "email or password")
-    device = "".join(re.findall("[!-~]", socket.gethostname()))
+    members = {"email": _string(email, "email"), "password": _string(password, "password")}
+    body = json.dumps(members, ensure_ascii=False).encode()
     headers = {"Content-Type": "application/json", "deviceType": "immich-session"}
-    headers.update({"deviceModel": device} if device else {})
+    device = "".join(re.findall("[!-~]", socket.gethostname()))
+    if device:
+        headers["deviceModel"] = device
     answer = client.request("POST", base + "/auth/login", headers, body)
     values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
@@ -1752,20 +1747,30 @@ def login_password(
     """
     client = _Client(extra_headers, timeout)
     client.words.append(password)
-    base = _find_api(client, _normalised_url(server_url, is_page=True))
-    return _log_in(client, base, email, password)
+    return _log_in(client, _find_api(client, server_url), email, password)
 
 
-def _key_facts(
-    client: _Client, session: Session
-) -> Tuple[Optional[str], Optional[Tuple[str, ...]]]:
+@dataclass(frozen=True)
+class Account:
+    """Whose session it is, and what it may do, as far as the server tells; None: it does not.
+
+    ``permissions`` are those of an API key, such as ``("asset.upload", "album.read")``, or
+    ``("all",)``, which a password login has too.
+    """
+
+    email: Optional[str]
+    user_id: Optional[str]
+    key_name: Optional[str]
+    permissions: Optional[Tuple[str, ...]]
+
+
+def _key_facts(client: _Client, session: Session) -> Account:
     """Return name and permissions of an API key, as far as the server tells."""
     answer = client.ask(session, "GET /api-keys/me", 400, 403)
-    permissions = answer.get("permissions")
-    name = client.text(answer.get("name"))
-    if not isinstance(permissions, list):
-        return name, None
-    return name, tuple(filter(None, map(client.text, permissions)))
+    told, permissions = answer.get("permissions"), None
+    if isinstance(told, list):
+        permissions = tuple(filter(None, map(client.text, told)))
+    return Account(None, None, client.text(answer.get("name")), permissions)
 
 
 def _check_key(client: _Client, base: str, key: str, name: Optional[str]) -> Session:
@@ -1792,12 +1797,11 @@ def login_api_key(
     """
     _check_secret(key, "key")
     client = _Client(extra_headers, timeout, key)
-    base = _find_api(client, _normalised_url(server_url, is_page=True))
-    session = _check_key(client, base, key, name)
+    session = _check_key(client, _find_api(client, server_url), key, name)
     if name is None:
         with contextlib.suppress(ServerError):
-            name = _key_facts(client, session)[0]
-    return Session(base, ApiKey(key, name), session.created_at, session.extra_headers)
+            return replace(session, auth=ApiKey(key, _key_facts(client, session).key_name))
+    return session
 
 
 def is_valid(session: Session, *, timeout: float = _TIMEOUT) -> bool:
@@ -1812,20 +1816,6 @@ def is_valid(session: Session, *, timeout: float = _TIMEOUT) -> bool:
     return client.ask(session, _VALIDATE, *refusals, member="authStatus").status != 401
 
 
-@dataclass(frozen=True)
-class Account:
-    """Whose session it is, and what it may do, as far as the server tells; None: it does not.
-
-    ``permissions`` are those of an API key, such as ``("asset.upload", "album.read")``, or
-    ``("all",)``, which a password login has too.
-    """
-
-    email: Optional[str]
-    user_id: Optional[str]
-    key_name: Optional[str]
-    permissions: Optional[Tuple[str, ...]]
-
-
 def whoami(session: Session, *, timeout: float = _TIMEOUT) -> Account:
     """Ask the server whose session it is, and what it may do.
 
@@ -1835,11 +1825,10 @@ def whoami(session: Session, *, timeout: float = _TIMEOUT) -> Account:
     """
     client = _Client(session.extra_headers, timeout, session.secret)
     user = client.ask(session, "GET /users/me", 403)
-    name: Optional[str] = None
-    permissions: Optional[Tuple[str, ...]] = ("all",)
-    if isinstance(session.auth, ApiKey):
-        name, permissions = _key_facts(client, session)
-    return Account(client.text(user.get("email")), client.text(user.get("id")), name, permissions)
+    is_key = isinstance(session.auth, ApiKey)
+    known = _key_facts(client, session) if is_key else Account(None, None, None, ("all",))
+    email, user_id = client.text(user.get("email")), client.text(user.get("id"))
+    return replace(known, email=email, user_id=user_id)
 
 
 def logout(session: Session, *, timeout: float = _TIMEOUT) -> bool:
@@ -2006,7 +1995,7 @@ def _login_remedy(session: Optional[Session], profile: str, store: SessionStore)
 
 
 _REMEDIES.append(_login_remedy)
-_EXTRA_HEADERS.append("-H")
+_LOGIN_PAGE = _LOGIN_PAGE.replace("headers", "headers, -H")
 
 
 def _from_stdin(what: str) -> str:
@@ -2256,11 +2245,11 @@ def _new_session(args: Any, client: _Client, api: str) -> Session:
         return Session.create(api, ApiKey(key, args.name), client.extra_headers)
     session = _check_key(client, api, key, args.name)
     with contextlib.suppress(ServerError):
-        name, permissions = _key_facts(client, session)
-        if permissions and "all" not in permissions:
-            _say(f"note: this key has only these permissions: {', '.join(permissions)[:2000]}")
-        auth = ApiKey(key, args.name or name)
-        return Session(api, auth, session.created_at, session.extra_headers)
+        known = _key_facts(client, session)
+        if known.permissions and "all" not in known.permissions:
+            names = ", ".join(known.permissions)[:2000]
+            _say(f"note: this key has only these permissions: {names}")
+        return replace(session, auth=ApiKey(key, args.name or known.key_name))
     return session
 
 

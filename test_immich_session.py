@@ -5603,7 +5603,8 @@ def test_the_api_is_looked_for_in_this_order(server: Server, typed: str) -> None
         text = refused(404, ask, server.url + typed, extra_headers=EXTRA)
         assert visited(server) == SEARCHES[typed]
         bases = re.findall(r"(\S+)P", SEARCHES[typed])
-        assert f"(tried {', '.join(server.url + base for base in bases)})" in text
+        tried = ", ".join(server.url + base for base in bases)
+        assert f"(tried {tried}; last status 404)" in text
         for asked in server.asked:
             assert not asked.body and not re.search(f"{KEY}|{PASSWORD}", str(asked.headers))
         server.asked.clear()
@@ -5738,7 +5739,9 @@ def is_told_as_a_wall(text: str, server: Server) -> bool:
     reply = server.answers["everything"]
     assert isinstance(reply, Reply) and "use the address" not in text
     where = f"it redirects to {reply.location.split('?')[0].split('#')[0]}"
-    where = where if reply.location != "/" else f"(tried {server.url}/api)"
+    where = (
+        where if reply.location != "/" else f"(tried {server.url}/api; last status {reply.status})"
+    )
     return where in text and "a login page in front" in text and HEADERS_NAMED in text
 
 
@@ -5746,6 +5749,15 @@ def test_what_is_no_immich_is_sent_no_secret(wall: Server) -> None:
     reply = wall.answers["everything"]
     for ask in (by_key, by_password, resolve_api_url):
         assert is_told_as_a_wall(refused(getattr(reply, "status", 0), ask, wall.url), wall)
+
+
+def test_where_plain_http_is_a_bad_request_https_is_asked_about(serve: Any, secure: Any) -> None:
+    for server, is_asked in ((serve(), True), (secure(), False)):
+        server.answers = Always(everything=Reply(400, "The plain HTTP request was sent to HTTPS"))
+        for ask in (by_key, by_password, resolve_api_url):
+            text = refused(400, ask, server.url)
+            assert text.endswith(": is this an https server?") is is_asked
+            assert f"(tried {server.url}/api; last status 400)" in text
 
 
 # Certificates, names and proxies
@@ -6036,6 +6048,16 @@ def test_no_secret_is_sent_once_ctrl_c_is_pressed(
 @pytest.mark.parametrize("timeout", [1e9, float("inf")])
 def test_a_time_limit_may_be_none(server: Server, timeout: float) -> None:
     assert validity(server.url, timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("-inf"), float("nan")])
+def test_a_time_limit_that_is_none_of_the_future_is_refused(server: Server, timeout: float) -> None:
+    asks: List[Callable[..., object]] = [ask for _, ask in CALLS]
+    for ask in (*asks, resolve_api_url):
+        error = failure(ask, server.url, timeout=timeout)
+        assert (type(error), error.path, error.member) == (InvalidSessionError, None, "timeout")
+        assert str(error) == "timeout: expected a number of seconds above 0"
+    assert not server.asked
 
 
 # ---- cut here ---- Above: those, and the tests of asking the server. Below: the command line.
