@@ -1847,7 +1847,9 @@ def logout(session: Session, *, timeout: float = _TIMEOUT) -> bool:
 
 __all__ += ["main"]
 
+_LOGIN_PAGE = _LOGIN_PAGE.replace("headers", "headers, -H")
 _STDIN_LIMIT = 1 << 16  # bytes
+_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
 
 
 # The official CLI's auth.yml
@@ -1891,29 +1893,30 @@ def _parse_auth_yml(text: str) -> Session:
 # Command line: what it tells people and programs, and where it has secrets from
 
 
-def _silence(stream: Any) -> None:
-    """Discard what a broken stream still buffers; flushing it at exit would fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+def _print(text: str, stream: Any) -> None:
+    """Print to a standard stream; raise OSError or ValueError where that is not possible."""
+    try:
+        if stream is None:
+            raise ValueError("it is closed")
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        # Discard what the stream still buffers; flushing it at exit would fail again.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        raise
 
 
 def _tell(text: str) -> None:
-    """Write to standard error, if there is one (print takes None for standard output)."""
-    if sys.stderr is not None:
-        try:
-            print(text, file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            _silence(sys.stderr)
+    """Write to standard error, if anybody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        _print(text, sys.stderr)
 
 
 def _say(message: object) -> None:
     """Tell a person something, on a line."""
     _tell(_printable(f"immich_session: {message}"))
-
-
-_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
 
 
 def _emit(data: str, errors: str = "strict") -> None:
@@ -1923,16 +1926,13 @@ def _emit(data: str, errors: str = "strict") -> None:
     """
     problem = "it is closed"
     try:
-        if sys.stdout is not None:
-            encoding = sys.stdout.encoding or "utf-8"
-            print(data.encode(encoding, errors).decode(encoding), flush=True)
-            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        return _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
-        _silence(sys.stdout)
         if getattr(error, "errno", None) in _CLOSED_EARLY:
-            return
+            return None
         problem = getattr(error, "strerror", None) or problem
     raise SessionError(f"standard output: {problem}")
 
@@ -1981,11 +1981,6 @@ def _own_command() -> str:
     return _shell_words([python, "-c", code])
 
 
-def _profile_flag(profile: str) -> str:
-    """Return the option that names a profile, for a shell."""
-    return _shell_words([f"--profile={profile}"] if profile.startswith("-") else ["-P", profile])
-
-
 def _login_remedy(session: Optional[Session], profile: str, store: SessionStore) -> str:
     base = store._base_dir
     directory = [] if base is None else [f"--config-directory={base}"]
@@ -1995,7 +1990,6 @@ def _login_remedy(session: Optional[Session], profile: str, store: SessionStore)
 
 
 _REMEDIES.append(_login_remedy)
-_LOGIN_PAGE = _LOGIN_PAGE.replace("headers", "headers, -H")
 
 
 def _from_stdin(what: str) -> str:
@@ -2047,10 +2041,13 @@ def _secret(given: Optional[str], what: str, flag: str, url: str) -> str:
     problem = "there is no terminal to prompt on"
     try:
         typed = _from_prompt(what, url) if on_terminal else None
-        if typed is not None:
+        if typed:
             return typed
-    except (EOFError, UnicodeError):
+        problem = problem if typed is None else "nothing was entered"
+    except EOFError:
         problem = "nothing was entered"
+    except UnicodeError:
+        problem = "it is not valid text"
     except ImportError as error:
         problem = f"a hidden prompt needs Python's module {error.name}, which is missing here"
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
@@ -2070,20 +2067,24 @@ def _given_headers(given: Sequence[str]) -> Dict[str, str]:
 
 # Command line: the commands, each of which returns the exit status
 
+_UNKNOWN_KEY = ApiKey("")
+
 
 def _described(session: Session) -> str:
-    """Return whose session it is, for people."""
+    """Return whose session it is and where, for people."""
+    who = "an API key without a name"
     if isinstance(session.auth, Jwt):
-        return f"the session of {session.auth.email or 'a password login'}"
-    return f'API key "{session.auth.name}"' if session.auth.name else "an API key without a name"
+        who = f"the session of {session.auth.email or 'a password login'}"
+    elif session.auth.name:
+        who = f'API key "{session.auth.name}"'
+    return f"{who} for {_public_url(session.server_url)}"
 
 
 def _note_overrides(store: SessionStore) -> None:
     """Tell people where the environment overrides what they have just set."""
-    url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
-    secret = _variable(os.environ, _SECRET_VARIABLES)
-    if store._base_dir is None and url and secret:
-        _say(f"note: {url} and {secret} are set, and override the current profile")
+    urls, secret = _filled(os.environ, _URL_VARIABLES), _variable(os.environ, _SECRET_VARIABLES)
+    if store._base_dir is None and urls and secret:
+        _say(f"note: {urls[0]} and {secret} are set, and override the current profile")
     elif os.environ.get("IMMICH_PROFILE"):
         _say("note: IMMICH_PROFILE is set, and overrides the current profile")
 
@@ -2098,6 +2099,16 @@ def _target_profile(args: Any, store: SessionStore) -> str:
         raise SessionError(f"{error}; name the profile with -P") from None
 
 
+def _loaded(
+    store: SessionStore, profile: str
+) -> Tuple[Optional[Session], Optional[InvalidSessionError]]:
+    """Return the session of a profile, or what is wrong with its file."""
+    try:
+        return store.load(profile), None
+    except InvalidSessionError as error:
+        return None, error
+
+
 def _stored(store: SessionStore, profile: str, strict: bool = False) -> Optional[Session]:
     """Return the session that a new one would replace; a broken file is no loss.
 
@@ -2105,13 +2116,11 @@ def _stored(store: SessionStore, profile: str, strict: bool = False) -> Optional
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its mode does not matter any more
-        try:
-            return store.load(profile)
-        except InvalidSessionError as error:
-            if strict and isinstance(error.__cause__, PermissionError):
-                ways = f"use -P NAME, or replace it with {_profile_flag(profile)}"
-                raise SessionError(f"{error}; {ways}") from None
-    return None
+        session, problem = _loaded(store, profile)
+    if strict and problem is not None and isinstance(problem.__cause__, PermissionError):
+        replacing = _shell_words([f"--profile={profile}"])
+        raise SessionError(f"{problem}; use -P NAME, or replace it with {replacing}")
+    return session
 
 
 def _account_name(session: Session) -> str:
@@ -2122,23 +2131,45 @@ def _account_name(session: Session) -> str:
 
 
 def _is_same_account(old: Session, new: Session) -> bool:
-    """Tell whether nothing is lost where *new* replaces *old*."""
+    """Tell whether nothing is lost where *new* replaces *old*; any key may be one not yet known."""
     names = _account_name(old), _account_name(new)
-    same = old.secret == new.secret or names[0] == names[1] != ""
+    same = names[0] == names[1] != "" or new.secret == old.secret or new.auth == _UNKNOWN_KEY
     is_same_kind = type(old.auth) is type(new.auth)
     return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
 
 
-def _check_replaceable(
-    args: Any, profile: str, old: Optional[Session], new: Session, renewed: Optional[Session]
-) -> None:
-    """Refuse to lose a stored session by accident."""
-    if old is None or args.profile is not None or old == renewed:
-        return
-    if not _is_same_account(old, new):
-        problem = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
-        ways = f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces it"
-        raise SessionError(f"{problem}: {ways}")
+def _to_replace(
+    args: Any, store: SessionStore, profile: str, new: Session, renewed: Optional[Session] = None
+) -> Optional[Session]:
+    """Return the session that *new* would replace; refuse to lose one by accident."""
+    old = _stored(store, profile, args.profile is None)
+    if old in (None, renewed) or args.profile is not None or _is_same_account(old, new):
+        return old
+    replacing = _shell_words([f"--profile={profile}"])
+    ways = f"-P NAME stores the new session elsewhere, {replacing} replaces it"
+    raise SessionError(f'profile "{profile}" holds {_described(old)}: {ways}')
+
+
+def _end_session(session: Session, timeout: Optional[float], what: str = "the session") -> int:
+    """End a session on the server, tell the outcome, and return the exit status.
+
+    *timeout* None: ask no server.
+    """
+    outcome, status = "may still be valid on the server", 0
+    try:
+        if isinstance(session.auth, ApiKey):
+            what, outcome = (
+                "the API key",
+                "stays valid: revoke it in the account settings of Immich",
+            )
+        elif timeout is not None:
+            was_valid = logout(session, timeout=timeout)
+            outcome = "has ended on the server" if was_valid else "had ended on the server already"
+    except SessionError as error:
+        what, status = f"{error}; {what}", _exit_status(error)
+    finally:  # Ctrl-C too
+        _say(f"{what} {outcome}")
+    return status
 
 
 def _store_session(
@@ -2146,30 +2177,35 @@ def _store_session(
     store: SessionStore,
     session: Session,
     profile: str,
+    timeout: Optional[float] = None,
     renewed: Optional[Session] = None,
-) -> Optional[Session]:
-    """Save a session, tell what is stored where, and return the one that it replaced.
+) -> None:
+    """Save a session, and tell what is stored where; end a password session that it replaces.
 
     Its profile becomes current if it was named, or is the first one ever.
     """
     # Again: another process may have stored one meanwhile.
-    old = _stored(store, profile, args.profile is None)
-    _check_replaceable(args, profile, old, session, renewed)
-    switch = args.profile is not None or not store.list_profiles()
-    store.save(session, profile)
-    if switch:
-        try:
-            store.set_current_profile(profile)
-        except SessionError as error:
-            problem = f'the session is stored in profile "{profile}", but not made current'
-            raise SessionError(f"{problem}: {error}") from None
-    suffix = ", now the current one" if switch else ""
-    url = _public_url(session.server_url)
-    _say(f'{_described(session)} for {url} is stored in profile "{profile}"{suffix}')
-    if old and (old.secret, old.server_url) != (session.secret, session.server_url):
-        _say(f"it replaced {_described(old)} for {_public_url(old.server_url)}")
-    _note_overrides(store)
-    return old
+    old = _to_replace(args, store, profile, session, renewed)
+    is_current = args.profile is not None or not store.list_profiles()
+    is_saved = False
+    try:
+        store.save(session, profile)
+        is_saved = True
+        if is_current:
+            try:
+                store.set_current_profile(profile)
+            except SessionError as error:
+                problem = f'the session is stored in profile "{profile}", but not made current'
+                raise SessionError(f"{problem}: {error}") from None
+        suffix = ", now the current one" if is_current else ""
+        _say(f'{_described(session)} is stored in profile "{profile}"{suffix}')
+        if old and (old.secret, old.server_url) != (session.secret, session.server_url):
+            _say(f"it replaced {_described(old)}")
+        _note_overrides(store)
+    finally:  # Ctrl-C too, wherever it comes
+        is_saved = is_saved or _stored(store, profile) == session
+        if is_saved and old and isinstance(old.auth, Jwt) and old.secret != session.secret:
+            _end_session(old, timeout, "the replaced session")
 
 
 def _check_login_flags(args: Any) -> None:
@@ -2182,14 +2218,22 @@ def _check_login_flags(args: Any) -> None:
 def _login_server(
     args: Any, store: SessionStore, profile: str
 ) -> Tuple[str, Mapping[str, str], Optional[Session]]:
-    """Return the server to log in to, its extra headers, and the session that is renewed."""
+    """Return the server to log in to, its extra headers, and the session that is renewed.
+
+    That one says what the options do not: user, name of the key.
+    """
     if args.SERVER is not None:
         return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}, None
     url = _environment_url(os.environ)
     if url is None:
-        session = store.load(profile)
+        session, problem = _loaded(store, profile)
         if session is None:
-            raise SessionError(f'profile "{profile}" has no session to renew: give the SERVER')
+            missing = f'profile "{profile}" has no session to renew'
+            raise SessionError(f"{problem or missing}: give the SERVER")
+        if args.email is None and args.api_key is None and isinstance(session.auth, Jwt):
+            args.email = session.auth.email
+        elif args.email is None and args.name is None and isinstance(session.auth, ApiKey):
+            args.name = session.auth.name
         return _normalised_url(session.server_url), session.extra_headers, session
     old = _stored(store, profile) if args.profile is not None else None
     if old is not None and not _is_same_server(url, old.server_url):
@@ -2198,28 +2242,19 @@ def _login_server(
     return url, {} if args.header else _environment_headers(os.environ), None
 
 
-def _fill_in_login(args: Any, renewed: Session) -> None:
-    """Let the session to renew say what the flags do not."""
-    if isinstance(renewed.auth, ApiKey):
-        if args.email is None and args.name is None:
-            args.name = renewed.auth.name
-    elif args.email is None and args.api_key is None:
-        args.email = renewed.auth.email
-
-
 def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
     """Return the API to log in to; nothing secret is sent before it is found."""
     if args.no_verify:
         return url if is_base else _with_api(url)
+    # A proxy may block the ping.
+    hint = "; --no-verify stores an API key without asking the server" if args.email is None else ""
     try:
-        return _find_api(client, url, is_base)
-    except ServerError as error:
-        kind, problem, status = type(error), str(error), error.status
-    if kind is ServerError and args.email is None:
-        problem += "; --no-verify stores an API key without asking the server"
-    if kind is ServerUnreachableError and status is None and "://" not in (args.SERVER or "://"):
+        return _find_api(client, url, is_base, hint)
+    except ServerUnreachableError as error:
+        problem, status = str(error), error.status
+    if status is None and "://" not in (args.SERVER or "://"):
         problem += f"; if the server has no https, write http://{_without_query(args.SERVER)}"
-    raise kind(problem, status)
+    raise ServerUnreachableError(problem, status)
 
 
 def _note_plain_http(api: str) -> None:
@@ -2232,7 +2267,9 @@ def _note_plain_http(api: str) -> None:
 def _make_profile_writable(store: SessionStore, profile: str) -> None:
     directory = store.config_dir(profile)
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise SessionError(_sentence(str(directory), "it cannot be written to"))
+        is_read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        reason = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
+        raise SessionError(_sentence(str(directory), "it cannot be written to", reason))
 
 
 def _new_session(args: Any, client: _Client, api: str) -> Session:
@@ -2263,80 +2300,42 @@ def _end_unstored(client: _Client, api: str, store: SessionStore, profile: str) 
             logout(session, timeout=client.timeout)
 
 
-def _end_replaced(old: Optional[Session], session: Session, timeout: Optional[float]) -> None:
-    """End a password session that was replaced, unless no server is to be asked (None)."""
-    if old is None or isinstance(old.auth, ApiKey) or old.secret == session.secret:
-        return
-    outcome = "the replaced session may still be valid on the server"
-    try:
-        if timeout is not None:
-            logout(old, timeout=timeout)
-            outcome = "the replaced session has ended on the server"
-    except SessionError as error:
-        outcome = f"{error}; {outcome}"
-    finally:
-        _say(outcome)
-
-
 def _login(args: Any, store: SessionStore) -> int:
     if args.email is not None:  # wrong usage comes first, whatever is stored
         _check_login_flags(args)
     profile = _target_profile(args, store)
     url, headers, renewed = _login_server(args, store, profile)
-    if renewed is not None:
-        _fill_in_login(args, renewed)
     _check_login_flags(args)
     client = _Client(_given_headers(args.header) or headers, args.timeout)
     api = _find_login_api(args, client, url, renewed is not None)
-    old = _stored(store, profile, args.profile is None)
-    if old is not None:
-        # A key that is not known yet may be the very same.
-        auth = ApiKey(old.secret) if args.email is None else Jwt("", "", args.email)
-        _check_replaceable(args, profile, old, Session(api, auth, ""), renewed)
+    auth = _UNKNOWN_KEY if args.email is None else Jwt("", "", args.email)
+    _to_replace(args, store, profile, Session(api, auth, ""), renewed)
     _make_profile_writable(store, profile)
     _note_plain_http(api)
     try:
         session = _new_session(args, client, api)
-        old = _store_session(args, store, session, profile, renewed)
+        timeout = None if args.no_verify else args.timeout
+        _store_session(args, store, session, profile, timeout, renewed)
     except BaseException:  # Ctrl-C too
         _end_unstored(client, api, store, profile)
         raise
-    _end_replaced(old, session, None if args.no_verify else args.timeout)
     return 0
 
 
-def _end_session(session: Session, timeout: float) -> int:
-    """End a session on the server, tell the outcome, and return the exit status."""
-    outcome, status = "the session had ended on the server already", 0
-    if isinstance(session.auth, ApiKey):
-        outcome = "the API key stays valid: revoke it in the account settings of Immich"
-    try:
-        if logout(session, timeout=timeout):
-            outcome = "the session has ended on the server"
-    except SessionError as error:
-        outcome = f"{error}; the session may still be valid on the server"
-        status = _exit_status(error)
-    _say(outcome)
-    return status
-
-
 def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
-    session, status, is_broken = None, 0, False
-    try:
-        session = store.load(profile)
-    except InvalidSessionError as error:
-        _say(error)
-        is_broken = True
-    if session is not None and not args.local:
+    session, problem = _loaded(store, profile)
+    status, outcome = 0, f'the session of profile "{profile}" is removed from this computer'
+    if problem is not None:
+        _say(f"{problem}; its session may still be valid on the server")
+    elif session is None:
+        outcome = f'profile "{profile}" is not logged in'
+    elif not args.local:
         status = _end_session(session, args.timeout)
-    if not is_broken and _stored(store, profile) not in (None, session):
+    if problem is None and _stored(store, profile) not in (None, session):
         _say(f'profile "{profile}" holds another session by now, which stays')
         return status
     store.clear(profile)
-    if session is None and not is_broken:
-        _say(f'profile "{profile}" is not logged in')
-    else:
-        _say(f'the session of profile "{profile}" is removed from this computer')
+    _say(outcome)
     return status
 
 
@@ -2386,12 +2385,15 @@ def _expiry(session: Session) -> str:
     return f"expired, {when}" if session.is_expired() else when
 
 
-def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optional[SessionError]]:
+def _check(
+    session: Optional[Session], timeout: float
+) -> Tuple[Dict[str, Any], Optional[SessionError]]:
     """Return what the server says of a session, or why it does not."""
-    report: Dict[str, object] = {"valid": None, "account": None, "permissions": None}
+    report: Dict[str, Any] = {"valid": None, "account": None, "permissions": None}
     try:
-        report["valid"] = is_valid(session, timeout=timeout)
-        if report["valid"]:
+        if session is not None:
+            report["valid"] = is_valid(session, timeout=timeout)
+        if session is not None and report["valid"]:
             with contextlib.suppress(SessionError):
                 account = whoami(session, timeout=timeout)
                 report.update(account=account.email, permissions=account.permissions)
@@ -2400,28 +2402,21 @@ def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optiona
     return report, None
 
 
-def _status_lines(session: Session, source: str, check: Mapping[str, object]) -> Iterator[str]:
-    yield f"Source: {source}"
-    yield str(session)
-    yield f"Expires: {_expiry(session)}"
-    if check.get("valid") is not None:
-        yield f"Valid: {'yes' if check['valid'] else 'no'}"
-    if check.get("account") is not None:
-        yield f"Account: {_printable(str(check['account']))}"
+def _status_text(session: Session, source: str, check: Mapping[str, Any]) -> str:
     permissions = check.get("permissions")
-    if isinstance(permissions, tuple):
-        yield f"Permissions: {_printable(', '.join(permissions)) or 'none'}"
+    facts = {
+        "Valid": {True: "yes", False: "no"}.get(check.get("valid", None)),
+        "Account": check.get("account"),
+        "Permissions": None if permissions is None else ", ".join(permissions) or "none",
+    }
+    told = [f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact is not None]
+    return "\n".join([f"Source: {source}", f"{session}", f"Expires: {_expiry(session)}", *told])
 
 
 def _status(args: Any, store: SessionStore) -> int:
     session, profile = _find_session(args.profile, store)
     source = "environment" if profile is None else "file"
-    check: Dict[str, object] = {}
-    problem: Optional[SessionError] = None
-    if args.check:
-        check = {"valid": None, "account": None, "permissions": None}
-        if session is not None:
-            check, problem = _check(session, args.timeout)
+    check, problem = _check(session, args.timeout) if args.check else ({}, None)
     if args.json:
         report = {"profile": profile, "source": source, **_facts(session), **check}
         _emit(json.dumps(report, indent=2))
@@ -2429,7 +2424,7 @@ def _status(args: Any, store: SessionStore) -> int:
         if profile is not None:
             path = store._path("profiles", profile, "session.json")
             source = f'profile "{profile}" ({_printable(path)})'
-        _emit("\n".join(_status_lines(session, source, check)), "backslashreplace")
+        _emit(_status_text(session, source, check), "backslashreplace")
     _require_session(session, profile, store, args.profile is not None)
     if problem is not None:
         raise problem
@@ -2451,17 +2446,15 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         _say(error)
     rows = []
     for name in store.list_profiles():
-        session, problem = None, None
-        try:
-            session = store.load(name)
-        except InvalidSessionError as error:
-            problem = str(error)
+        session, problem = _loaded(store, name)
         if session is None and problem is None:  # removed in the meantime
             continue
         facts = _facts(session)
         facts["who"] = facts["email"] or facts["name"]
         shown = {fact: facts[fact] for fact in ("server_url", "method", "who", "expired")}
-        rows.append({"name": name, "current": name == current, **shown, "error": problem})
+        rows.append(
+            {"name": name, "current": name == current, **shown, "error": problem and str(problem)}
+        )
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
@@ -2513,35 +2506,45 @@ def _command_path(name: str) -> str:
 
 
 def _become(command: List[str], environ: Dict[str, str]) -> int:
-    """Run a command in place of this process; return only if that is not possible.
-
-    On Windows it never is: there, wait for the command, and return its status.
-    """
+    """Run a command in place of this process; return only with an error."""
     import signal
 
     # Python ignores these signals, and a command would inherit that.
-    names, action = ["SIGPIPE", "SIGXFSZ"], signal.SIG_DFL
-    if _WINDOWS:  # Ctrl-C reaches the command as well, which decides what to do
-        names, action = ["SIGINT"], signal.SIG_IGN
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, action) for number in numbers}
+    numbers = [getattr(signal, n) for n in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, n)]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
-        if _WINDOWS:
-            import subprocess
-
-            child = [_command_path(command[0]), *command[1:]]
-            status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
-            return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
         os.execvpe(command[0], command, environ)
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "this cannot be a command"
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    _say(f"{command[0]}: it cannot be run: {problem}")
-    places = [""] if os.path.dirname(command[0]) else os.get_exec_path()
-    found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
-    return 126 if found and command[0] else 127
+
+
+def _run_on_windows(command: List[str], environ: Dict[str, str]) -> int:
+    """Run a command, where no process can become another one, and return its status."""
+    import signal
+    import subprocess
+
+    # Ctrl-C reaches the command as well, which decides what to do.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = [_command_path(command[0]), *command[1:]]
+        status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
+        return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _run_command(command: List[str], environ: Dict[str, str]) -> int:
+    """Run a command and return its status, or tell why it cannot be run."""
+    try:
+        return (_run_on_windows if _WINDOWS else _become)(command, environ)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "this cannot be a command"
+    name = command[0]
+    _say(f"{name or repr(name)}: it cannot be run: {problem}")
+    places = [""] if os.path.dirname(name) else os.get_exec_path()
+    found = name and any(os.path.exists(os.path.join(place, name)) for place in places)
+    return 126 if found else 127
 
 
 def _exec(args: Any, store: SessionStore) -> int:
@@ -2558,14 +2561,14 @@ def _exec(args: Any, store: SessionStore) -> int:
         environ["IMMICH_PROFILE"] = profile
     if args.config_directory is not None:
         environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
-    return _become(command, environ)
+    return _run_command(command, environ)
 
 
 def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    _end_replaced(_store_session(args, store, session, profile), session, None)
+    _store_session(args, store, session, profile)
     return 0
 
 
@@ -2596,6 +2599,8 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     # "A..." is argparse.PARSER: a command, and whatever follows it.
     "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": _EXEC},
     "-P --profile": {"help": "default: the current one"},
+    # The same, of commands for which the environment comes first.
+    "--profile -P": {"help": "default: the session of the environment, else the current one"},
     "-k --api-key": {"metavar": "KEY", "help": _STDIN},
     "-e --email": {"help": "log in with the password of this user"},
     "-p --password": {"help": _STDIN},
@@ -2622,7 +2627,7 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
 _ADDRESS = "https://photos.example.com"
 # Of each command: what it runs, what it does, its options (of A|B, one excludes the other), and
 # an example.
-_COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] = {
+_COMMANDS: Dict[str, Tuple[Optional[Callable[[Any, SessionStore], int]], str, str, str]] = {
     "login": (
         _login,
         "log in and store the session",
@@ -2630,21 +2635,27 @@ _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] =
         f"{_ADDRESS} -P work",
     ),
     "logout": (_logout, "end and remove a session", "-P|--all --local --timeout", "-P work"),
-    "status": (_status, "show which session is used", "-P --check --json --timeout", "--check"),
+    "status": (
+        _status,
+        "show which session is used",
+        "--profile --check --json --timeout",
+        "--check",
+    ),
+    "profile": (None, "list and switch profiles", "", "list"),
     "profile list": (_profile_list, "list the profiles that have a session", "--json", "--json"),
     "profile current": (_profile_current, "print the current profile", "", ""),
     "profile switch": (_profile_switch, "make another profile the current one", "NAME", "work"),
-    "token": (_token, "print the API key or access token", "-P", "-P work"),
+    "token": (_token, "print the API key or access token", "--profile", "-P work"),
     "headers": (
         _headers,
         "print the HTTP headers that a request needs, one a line",
-        "-P",
+        "--profile",
         f"| curl -H @- {_ADDRESS}/api/users/me",
     ),
     "exec": (
         _exec,
         "run a command with the session in its environment",
-        "-P COMMAND",
+        "--profile COMMAND",
         "-- python3 my_script.py",
     ),
     "import": (_import, "store the session of the official CLI", "FILE -P", "-P work"),
@@ -2698,7 +2709,7 @@ def _add_options(command: Any, options: str) -> None:
         group = command.add_mutually_exclusive_group() if "|" in choice else command
         for option in choice.split("|"):
             names, settings = known[option]
-            group.add_argument(*names, **settings)
+            group.add_argument(*sorted(names, key=len), **settings)
 
 
 def _parser() -> Any:
@@ -2712,19 +2723,11 @@ def _parser() -> Any:
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
-        if group not in groups:
-            text_of_group, example_of_group = "list and switch profiles", f"{prog} {group} list"
-            command = groups[""].add_parser(
-                group,
-                help=text_of_group,
-                description=text_of_group,
-                epilog=f"example: {example_of_group}",
-            )
-            command.set_defaults(parser=command)
-            groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {group}")
         epilog = f"example: {prog} {name} {example}".rstrip()
         command = groups[group].add_parser(verb, help=text, description=text, epilog=epilog)
         command.set_defaults(run=run, parser=command)
+        if run is None:
+            groups[name] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {name}")
         _add_options(command, options)
     return parser
 
@@ -2748,7 +2751,11 @@ def _run(argv: Optional[Sequence[str]]) -> int:
     if args.run is None:
         _tell(args.parser.format_help().rstrip())
         return 2
-    status: int = args.run(args, SessionStore(args.config_directory))
+    try:
+        store = SessionStore(args.config_directory)
+    except SessionError as error:
+        raise SessionError(f"-d: {error}") from None
+    status: int = args.run(args, store)
     return status
 
 
