@@ -1891,8 +1891,6 @@ def _parse_auth_yml(text: str) -> Session:
 
 
 # Command line: what it tells people and programs, and where it has secrets from
-
-
 def _print(text: str, stream: Any) -> None:
     """Print to a standard stream; raise OSError or ValueError where that is not possible."""
     try:
@@ -2099,9 +2097,7 @@ def _target_profile(args: Any, store: SessionStore) -> str:
         raise SessionError(f"{error}; name the profile with -P") from None
 
 
-def _loaded(
-    store: SessionStore, profile: str
-) -> Tuple[Optional[Session], Optional[InvalidSessionError]]:
+def _loaded(store: SessionStore, profile: str) -> Tuple[Optional[Session], Optional[Exception]]:
     """Return the session of a profile, or what is wrong with its file."""
     try:
         return store.load(profile), None
@@ -2138,12 +2134,10 @@ def _is_same_account(old: Session, new: Session) -> bool:
     return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
 
 
-def _to_replace(
-    args: Any, store: SessionStore, profile: str, new: Session, renewed: Optional[Session] = None
-) -> Optional[Session]:
+def _to_replace(args: Any, store: SessionStore, profile: str, new: Session) -> Optional[Session]:
     """Return the session that *new* would replace; refuse to lose one by accident."""
     old = _stored(store, profile, args.profile is None)
-    if old in (None, renewed) or args.profile is not None or _is_same_account(old, new):
+    if old in (None, args.renewed) or args.profile is not None or _is_same_account(old, new):
         return old
     replacing = _shell_words([f"--profile={profile}"])
     ways = f"-P NAME stores the new session elsewhere, {replacing} replaces it"
@@ -2155,37 +2149,28 @@ def _end_session(session: Session, timeout: Optional[float], what: str = "the se
 
     *timeout* None: ask no server.
     """
-    outcome, status = "may still be valid on the server", 0
+    outcome, status = f"{what} may still be valid on the server", 0
     try:
         if isinstance(session.auth, ApiKey):
-            what, outcome = (
-                "the API key",
-                "stays valid: revoke it in the account settings of Immich",
-            )
+            outcome = "the API key stays valid: revoke it in the account settings of Immich"
+        elif timeout is not None and logout(session, timeout=timeout):
+            outcome = f"{what} has ended on the server"
         elif timeout is not None:
-            was_valid = logout(session, timeout=timeout)
-            outcome = "has ended on the server" if was_valid else "had ended on the server already"
+            outcome = f"{what} had ended on the server already"
     except SessionError as error:
-        what, status = f"{error}; {what}", _exit_status(error)
+        outcome, status = f"{error}; {outcome}", _exit_status(error)
     finally:  # Ctrl-C too
-        _say(f"{what} {outcome}")
+        _say(outcome)
     return status
 
 
-def _store_session(
-    args: Any,
-    store: SessionStore,
-    session: Session,
-    profile: str,
-    timeout: Optional[float] = None,
-    renewed: Optional[Session] = None,
-) -> None:
+def _store_session(args: Any, store: SessionStore, profile: str, session: Session) -> None:
     """Save a session, and tell what is stored where; end a password session that it replaces.
 
     Its profile becomes current if it was named, or is the first one ever.
     """
     # Again: another process may have stored one meanwhile.
-    old = _to_replace(args, store, profile, session, renewed)
+    old = _to_replace(args, store, profile, session)
     is_current = args.profile is not None or not store.list_profiles()
     is_saved = False
     try:
@@ -2205,6 +2190,7 @@ def _store_session(
     finally:  # Ctrl-C too, wherever it comes
         is_saved = is_saved or _stored(store, profile) == session
         if is_saved and old and isinstance(old.auth, Jwt) and old.secret != session.secret:
+            timeout = None if args.no_verify else args.timeout
             _end_session(old, timeout, "the replaced session")
 
 
@@ -2215,15 +2201,14 @@ def _check_login_flags(args: Any) -> None:
         args.parser.error("-n and --no-verify do not go with a password login")
 
 
-def _login_server(
-    args: Any, store: SessionStore, profile: str
-) -> Tuple[str, Mapping[str, str], Optional[Session]]:
-    """Return the server to log in to, its extra headers, and the session that is renewed.
+def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Mapping[str, str]]:
+    """Return the server to log in to, and its extra headers.
 
-    That one says what the options do not: user, name of the key.
+    Without one, a session is renewed, and says what the options do not.
     """
+    args.renewed = None
     if args.SERVER is not None:
-        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}, None
+        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}
     url = _environment_url(os.environ)
     if url is None:
         session, problem = _loaded(store, profile)
@@ -2234,16 +2219,18 @@ def _login_server(
             args.email = session.auth.email
         elif args.email is None and args.name is None and isinstance(session.auth, ApiKey):
             args.name = session.auth.name
-        return _normalised_url(session.server_url), session.extra_headers, session
+        args.renewed = session
+        return _normalised_url(session.server_url), session.extra_headers
     old = _stored(store, profile) if args.profile is not None else None
     if old is not None and not _is_same_server(url, old.server_url):
         there = f'profile "{profile}" has a session for {_public_url(old.server_url)}'
         raise SessionError(f"{there}, the environment names {url}: give the SERVER")
-    return url, {} if args.header else _environment_headers(os.environ), None
+    return url, {} if args.header else _environment_headers(os.environ)
 
 
-def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
+def _find_login_api(args: Any, client: _Client, url: str) -> str:
     """Return the API to log in to; nothing secret is sent before it is found."""
+    is_base = args.renewed is not None
     if args.no_verify:
         return url if is_base else _with_api(url)
     # A proxy may block the ping.
@@ -2304,18 +2291,16 @@ def _login(args: Any, store: SessionStore) -> int:
     if args.email is not None:  # wrong usage comes first, whatever is stored
         _check_login_flags(args)
     profile = _target_profile(args, store)
-    url, headers, renewed = _login_server(args, store, profile)
+    url, headers = _login_server(args, store, profile)
     _check_login_flags(args)
     client = _Client(_given_headers(args.header) or headers, args.timeout)
-    api = _find_login_api(args, client, url, renewed is not None)
+    api = _find_login_api(args, client, url)
     auth = _UNKNOWN_KEY if args.email is None else Jwt("", "", args.email)
-    _to_replace(args, store, profile, Session(api, auth, ""), renewed)
+    _to_replace(args, store, profile, Session(api, auth, ""))
     _make_profile_writable(store, profile)
     _note_plain_http(api)
     try:
-        session = _new_session(args, client, api)
-        timeout = None if args.no_verify else args.timeout
-        _store_session(args, store, session, profile, timeout, renewed)
+        _store_session(args, store, profile, _new_session(args, client, api))
     except BaseException:  # Ctrl-C too
         _end_unstored(client, api, store, profile)
         raise
@@ -2361,18 +2346,18 @@ def _logout(args: Any, store: SessionStore) -> int:
 def _facts(session: Optional[Session]) -> Dict[str, object]:
     """Return what JSON output says of a session: everything but its secrets."""
     names = "server_url method name email user_id created_at expires_at expired"
-    if session is None:
-        return {**dict.fromkeys(names.split())}
-    expires = session.expires_at()
-    facts = {
-        "server_url": _public_url(session.server_url),
-        "method": _method(session.auth),
-        "created_at": session.created_at or None,
-        "expires_at": expires and expires.isoformat(),
-        "expired": session.is_expired(),
-    }
-    who = {name: getattr(session.auth, name, None) or None for name in names.split()}
-    return {**who, **facts}
+    facts: Dict[str, object] = dict.fromkeys(names.split())
+    if session is not None:
+        expires = session.expires_at()
+        facts.update({name: getattr(session.auth, name, None) or None for name in facts})
+        facts.update(
+            server_url=_public_url(session.server_url),
+            method=_method(session.auth),
+            created_at=session.created_at or None,
+            expires_at=expires and expires.isoformat(),
+            expired=session.is_expired(),
+        )
+    return facts
 
 
 def _expiry(session: Session) -> str:
@@ -2568,13 +2553,12 @@ def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    _store_session(args, store, session, profile)
+    args.renewed, args.no_verify = None, True  # as in a login that asks no server
+    _store_session(args, store, profile, session)
     return 0
 
 
 # Command line: its grammar
-
-
 def _seconds(text: str) -> float:
     import argparse
 
@@ -2589,40 +2573,35 @@ _EXEC = (
     "and its arguments; it finds the session in IMMICH_INSTANCE_URL (and IMMICH_API_URL), in "
     "IMMICH_API_KEY or IMMICH_ACCESS_TOKEN, IMMICH_HEADERS, IMMICH_PROFILE"
 )
-_OPTIONS: Dict[str, Dict[str, Any]] = {
-    "SERVER": {
-        "nargs": "?",
-        "help": "address (default: IMMICH_INSTANCE_URL, else of the session to renew)",
-    },
-    "NAME": {"help": "the profile to switch to"},
-    "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
+_OPTIONAL, _FLAG = {"nargs": "?"}, {"action": "store_true"}
+# Of each option or argument: what it is for, and how argparse is to read it.
+_OPTIONS: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "SERVER": ("address (default: IMMICH_INSTANCE_URL, else of the session to renew)", _OPTIONAL),
+    "NAME": ("the profile to switch to", {}),
+    "FILE": ("default: auth.yml in the configuration directory", _OPTIONAL),
     # "A..." is argparse.PARSER: a command, and whatever follows it.
-    "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": _EXEC},
-    "-P --profile": {"help": "default: the current one"},
+    "COMMAND": (_EXEC, {"nargs": "A...", "metavar": "-- COMMAND"}),
+    "-P --profile": ("default: the current one", {}),
     # The same, of commands for which the environment comes first.
-    "--profile -P": {"help": "default: the session of the environment, else the current one"},
-    "-k --api-key": {"metavar": "KEY", "help": _STDIN},
-    "-e --email": {"help": "log in with the password of this user"},
-    "-p --password": {"help": _STDIN},
-    "-n --name": {"help": "a name for the API key (default: its name on the server)"},
-    "-H --header": {
-        "action": "append",
-        "default": [],
-        "metavar": "HEADER",
-        "help": "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
+    "--profile -P": ("default: the session of the environment, else the current one", {}),
+    "-k --api-key": (_STDIN, {"metavar": "KEY"}),
+    "-e --email": ("log in with the password of this user", {}),
+    "-p --password": (_STDIN, {}),
+    "-n --name": ("a name for the API key (default: its name on the server)", {}),
+    "-H --header": (
+        "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
         "(default: of the session to renew; with the server of the environment, IMMICH_HEADERS)",
-    },
-    "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
-    "--timeout": {
-        "type": _seconds,
-        "default": _TIMEOUT,
-        "metavar": "SECONDS",
-        "help": f"time limit per request (default: {_TIMEOUT:.0f})",
-    },
-    "--all": {"action": "store_true", "help": "every profile"},
-    "--local": {"action": "store_true", "help": "do not ask the server"},
-    "--check": {"action": "store_true", "help": "ask the server whether it is valid, and whose"},
-    "--json": {"action": "store_true", "help": "output for programs"},
+        {"action": "append", "default": [], "metavar": "HEADER"},
+    ),
+    "--no-verify": ("store the API key without asking the server", _FLAG),
+    "--timeout": (
+        f"time limit per request (default: {_TIMEOUT:.0f})",
+        {"type": _seconds, "default": _TIMEOUT, "metavar": "SECONDS"},
+    ),
+    "--all": ("every profile", _FLAG),
+    "--local": ("do not ask the server", _FLAG),
+    "--check": ("ask the server whether it is valid, and whose", _FLAG),
+    "--json": ("output for programs", _FLAG),
 }
 _ADDRESS = "https://photos.example.com"
 # Of each command: what it runs, what it does, its options (of A|B, one excludes the other), and
@@ -2680,16 +2659,15 @@ def _refuse_usage(parser: Any, problem: str) -> None:
 
 def _parser_class() -> Any:
     import argparse
-    import functools
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
             # A fixed width, because to look at the terminal argparse loads half a dozen modules;
             # and no colours in Python 3.14, which fails to choose them where the output is closed.
             plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
-            formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=90, **plain)
-            options.update(plain, allow_abbrev=False, formatter_class=formatter)
-            super().__init__(**options)
+            layout = argparse.RawDescriptionHelpFormatter
+            options["formatter_class"] = lambda prog: layout(prog, width=90, **plain)
+            super().__init__(**options, **plain, allow_abbrev=False)
 
         def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
             _emit(self.format_help().rstrip())
@@ -2704,12 +2682,12 @@ def _parser_class() -> Any:
 
 def _add_options(command: Any, options: str) -> None:
     """Add options to the parser of a command."""
-    known = {key.split()[0]: (key.split(), settings) for key, settings in _OPTIONS.items()}
     for choice in options.split():
         group = command.add_mutually_exclusive_group() if "|" in choice else command
         for option in choice.split("|"):
-            names, settings = known[option]
-            group.add_argument(*sorted(names, key=len), **settings)
+            key = next(key for key in _OPTIONS if key.split()[0] == option)
+            text, settings = _OPTIONS[key]
+            group.add_argument(*sorted(key.split(), key=len), help=text, **settings)
 
 
 def _parser() -> Any:
