@@ -1551,9 +1551,7 @@ class _Client:
             members = _object(_decode(content))
         return _Answer(status, fields, members)
 
-    def ask(
-        self, session: Session, line: str, *refusals: int, member: Optional[str] = None
-    ) -> _Answer:
+    def ask(self, session: Session, line: str, *refusals: int, member: str = "") -> _Answer:
         """Ask as *session* for a "METHOD /path"; return an object whose *member* is true.
 
         Return Immich's own refusal with one of *refusals* as well; all else is an error.
@@ -1563,7 +1561,7 @@ class _Client:
         answer = self.request(method, base + path, session.headers())
         is_refusal = answer.status in refusals and answer.refusal() is not None
         is_object = answer.status == 200 and answer.members is not None
-        if is_refusal or (is_object if member is None else answer.get(member) is True):
+        if is_refusal or (answer.get(member) is True if member else is_object):
             return answer
         raise self.refused(base, path, answer)
 
@@ -1893,13 +1891,13 @@ def _parse_auth_yml(text: str) -> Session:
 # Command line: what it tells people and programs, and where it has secrets from
 def _print(text: str, stream: Any) -> None:
     """Print to a standard stream; raise OSError or ValueError where that is not possible."""
+    if stream is None:
+        raise ValueError("it is closed")
     try:
-        if stream is None:
-            raise ValueError("it is closed")
         print(text, file=stream, flush=True)
     except (OSError, ValueError):
         # Discard what the stream still buffers; flushing it at exit would fail again.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)
@@ -2065,7 +2063,7 @@ def _given_headers(given: Sequence[str]) -> Dict[str, str]:
 
 # Command line: the commands, each of which returns the exit status
 
-_UNKNOWN_KEY = ApiKey("")
+_UNKNOWN_KEY = ApiKey("")  # one that is still to be asked for
 
 
 def _described(session: Session) -> str:
@@ -2127,7 +2125,7 @@ def _account_name(session: Session) -> str:
 
 
 def _is_same_account(old: Session, new: Session) -> bool:
-    """Tell whether nothing is lost where *new* replaces *old*; any key may be one not yet known."""
+    """Tell whether nothing is lost where *new* replaces *old*; an unknown key may be the same."""
     names = _account_name(old), _account_name(new)
     same = names[0] == names[1] != "" or new.secret == old.secret or new.auth == _UNKNOWN_KEY
     is_same_kind = type(old.auth) is type(new.auth)
@@ -2252,11 +2250,11 @@ def _note_plain_http(api: str) -> None:
 
 
 def _make_profile_writable(store: SessionStore, profile: str) -> None:
-    directory = store.config_dir(profile)
+    directory, reason = str(store.config_dir(profile)), errno.EACCES
     if not os.access(directory, os.W_OK | os.X_OK):
-        is_read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
-        reason = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
-        raise SessionError(_sentence(str(directory), "it cannot be written to", reason))
+        with contextlib.suppress(OSError, AttributeError):  # not every system tells
+            reason = errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else reason
+        raise SessionError(_sentence(directory, "it cannot be written to", os.strerror(reason)))
 
 
 def _new_session(args: Any, client: _Client, api: str) -> Session:
@@ -2346,7 +2344,7 @@ def _logout(args: Any, store: SessionStore) -> int:
 def _facts(session: Optional[Session]) -> Dict[str, object]:
     """Return what JSON output says of a session: everything but its secrets."""
     names = "server_url method name email user_id created_at expires_at expired"
-    facts: Dict[str, object] = dict.fromkeys(names.split())
+    facts: Dict[str, object] = {**dict.fromkeys(names.split())}
     if session is not None:
         expires = session.expires_at()
         facts.update({name: getattr(session.auth, name, None) or None for name in facts})
@@ -2581,9 +2579,9 @@ _OPTIONS: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "FILE": ("default: auth.yml in the configuration directory", _OPTIONAL),
     # "A..." is argparse.PARSER: a command, and whatever follows it.
     "COMMAND": (_EXEC, {"nargs": "A...", "metavar": "-- COMMAND"}),
-    "-P --profile": ("default: the current one", {}),
-    # The same, of commands for which the environment comes first.
-    "--profile -P": ("default: the session of the environment, else the current one", {}),
+    "-P --profile": ("default: the session of the environment, else the current one", {}),
+    # The same, of commands that change a profile.
+    "--profile -P": ("default: the current one", {}),
     "-k --api-key": (_STDIN, {"metavar": "KEY"}),
     "-e --email": ("log in with the password of this user", {}),
     "-p --password": (_STDIN, {}),
@@ -2610,34 +2608,29 @@ _COMMANDS: Dict[str, Tuple[Optional[Callable[[Any, SessionStore], int]], str, st
     "login": (
         _login,
         "log in and store the session",
-        "SERVER -P -k|-e -p -n -H --no-verify --timeout",
+        "SERVER --profile -k|-e -p -n -H --no-verify --timeout",
         f"{_ADDRESS} -P work",
     ),
-    "logout": (_logout, "end and remove a session", "-P|--all --local --timeout", "-P work"),
-    "status": (
-        _status,
-        "show which session is used",
-        "--profile --check --json --timeout",
-        "--check",
-    ),
+    "logout": (_logout, "end and remove a session", "--profile|--all --local --timeout", "-P work"),
+    "status": (_status, "show which session is used", "-P --check --json --timeout", "--check"),
     "profile": (None, "list and switch profiles", "", "list"),
     "profile list": (_profile_list, "list the profiles that have a session", "--json", "--json"),
     "profile current": (_profile_current, "print the current profile", "", ""),
     "profile switch": (_profile_switch, "make another profile the current one", "NAME", "work"),
-    "token": (_token, "print the API key or access token", "--profile", "-P work"),
+    "token": (_token, "print the API key or access token", "-P", "-P work"),
     "headers": (
         _headers,
         "print the HTTP headers that a request needs, one a line",
-        "--profile",
+        "-P",
         f"| curl -H @- {_ADDRESS}/api/users/me",
     ),
     "exec": (
         _exec,
         "run a command with the session in its environment",
-        "--profile COMMAND",
+        "-P COMMAND",
         "-- python3 my_script.py",
     ),
-    "import": (_import, "store the session of the official CLI", "FILE -P", "-P work"),
+    "import": (_import, "store the session of the official CLI", "FILE --profile", "-P work"),
 }
 _VARIABLES = """\
 environment variables:
