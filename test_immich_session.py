@@ -62,6 +62,7 @@ from typing import (
     Set,
     Tuple,
     Type,
+    TypeVar,
     Union,
     get_type_hints,
 )
@@ -152,6 +153,18 @@ def store(base: Path) -> SessionStore:
     return SessionStore()
 
 
+@pytest.fixture
+def file(store: SessionStore) -> Path:
+    """Where the session of the profile "work" would be, in its directory."""
+    return store.config_dir("work") / "session.json"
+
+
+@pytest.fixture
+def config_json(store: SessionStore) -> Path:
+    """Where the config.json would be, in its directory."""
+    return store.base_config_dir() / "config.json"
+
+
 class Outcome(NamedTuple):
     status: int
     out: str
@@ -166,11 +179,7 @@ def not_under_mutation() -> None:
 
 def write_session(base: Path, text: Union[str, bytes], profile: str = "default") -> Path:
     """Put a session.json where another program would have put it."""
-    path = base / "profiles" / profile / "session.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    path.chmod(0o600)
-    return path
+    return put(base / "profiles" / profile / "session.json", text)
 
 
 def one_sentence(err: str) -> bool:
@@ -179,14 +188,14 @@ def one_sentence(err: str) -> bool:
 
 
 Payload = Union[str, bytes]
+Patch = pytest.MonkeyPatch
+Make = Callable[[Path], object]
+Refusal = TypeVar("Refusal", bound=SessionError)
 NOW = 1763900000
-FAR = 9999999999  # in the year 2286
+LIMIT = 1 << 20
 REDACTED = [KEY[:9], TOKEN[:5], HEADER[:6], "hunter2"]
 CANARIES = {"CF-Access-Client-Secret": HEADER}
 TEXT = st.text(max_size=12)
-utf8_names = pytest.mark.skipif(
-    sys.getfilesystemencoding() != "utf-8", reason="file names are not UTF-8 here"
-)
 
 
 def damaged(*wholes: str) -> st.SearchStrategy[bytes]:
@@ -201,17 +210,31 @@ def damaged(*wholes: str) -> st.SearchStrategy[bytes]:
     return st.builds(damage, st.sampled_from(wholes), st.integers(0, 999), st.integers(0, 40), junk)
 
 
-def leaks(*texts: object) -> List[str]:
-    """Tell which of the secrets are in the texts."""
-    return [secret for secret in REDACTED if secret in " ".join(map(str, texts))]
-
-
 def whole_text(error: Optional[BaseException]) -> str:
     """Return all that an error reporter finds in an exception and in those behind it."""
     if error is None:
         return ""
+    facts = [repr(getattr(error, name, None)) for name in dir(error) if not name.startswith("__")]
     behind = whole_text(error.__cause__) + whole_text(error.__context__)
-    return f"{error}\n{error!r}\n{vars(error)}\n{behind}"
+    return "\n".join([str(error), repr(error), *facts, behind])
+
+
+def leaks(*shown: object) -> List[str]:
+    """Tell which of the secrets are in texts, or hang on exceptions."""
+    texts = [whole_text(each) if isinstance(each, BaseException) else str(each) for each in shown]
+    return [secret for secret in REDACTED if secret in " ".join(texts)]
+
+
+def error_of(
+    kind: Type[Refusal], where: object, use: Callable[..., object], *args: object, **more: object
+) -> Refusal:
+    """Return the error of a call: one line that says *where*, and no secret hangs on it."""
+    with pytest.raises(kind) as caught:
+        use(*args, **more)
+    text = str(caught.value)
+    assert str(where) in text and text.isprintable()
+    assert not leaks(caught.value)
+    return caught.value
 
 
 def result_of(
@@ -235,30 +258,21 @@ def with_url(url: str) -> Session:
     return dataclasses.replace(SESSION, server_url=url)
 
 
+def with_auth(auth: Any) -> Session:
+    return dataclasses.replace(SESSION, auth=auth)
+
+
 def with_headers(headers: Dict[str, str], session: Session = SESSION) -> Session:
     return dataclasses.replace(session, extra_headers=headers)
 
 
-def refusal(session: Session) -> str:
-    """Return what headers() says against a session, once nothing secret is in it."""
-    with pytest.raises(InvalidSessionError) as caught:
-        session.headers()
-    assert not leaks(whole_text(caught.value))
-    assert str(caught.value).isprintable()
-    return str(caught.value)
-
-
-def unreadable(text: Payload) -> str:
-    """Return what from_json() says against a text, once nothing secret is in it."""
-    with pytest.raises(InvalidSessionError) as caught:
-        Session.from_json(text)
-    assert not leaks(whole_text(caught.value))
-    assert caught.value.__context__ is None
-    return str(caught.value)
+def from_env(**environ: str) -> Optional[Session]:
+    """Return the session of an environment that names the server, and more."""
+    return session_from_env({"IMMICH_SERVER": URL, **environ})
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: Patch) -> None:
     monkeypatch.setattr(time, "time", lambda: float(NOW))
 
 
@@ -273,11 +287,46 @@ PUBLIC = {
 ASKING = {"is_valid", "login_api_key", "login_password", "logout", "resolve_api_url", "whoami"}
 # What the module has: it may be cut, and these tests with it.
 PIECES = [PUBLIC, PUBLIC | ASKING | {"Account"}, PUBLIC | ASKING | {"Account", "main"}]
+SIGNATURES = """
+Jwt(access_token, user_id, email)
+ApiKey(key, name=None)
+Session(server_url, auth, created_at, extra_headers=…)
+Session.create(server_url, auth, extra_headers=…)
+Session.from_json(text)
+Session.to_json(self)
+Session.is_expired(self, leeway=60)
+Session.expires_at(self)
+Session.headers(self)
+Session.to_env(self, environ=None)
+is_jwt_expired(token, leeway=60)
+SessionStore(base_dir=None)
+SessionStore.base_config_dir(self)
+SessionStore.config_dir(self, profile=None)
+SessionStore.get_current_profile(self)
+SessionStore.set_current_profile(self, profile)
+SessionStore.list_profiles(self)
+SessionStore.save(self, session, profile=None)
+SessionStore.load(self, profile=None)
+SessionStore.clear(self, profile=None)
+session_from_env(environ=None)
+get_session(profile=None, *, store=None)
+main(argv=None)
+resolve_api_url(server_url, *, extra_headers=…, timeout=…)
+login_password(server_url, email, password, *, extra_headers=…, timeout=…)
+login_api_key(server_url, key, name=None, *, extra_headers=…, timeout=…)
+is_valid(session, *, timeout=…)
+logout(session, *, timeout=…)
+Account(email, user_id, key_name, permissions)
+whoami(session, *, timeout=…)
+"""
 
 
-def test_the_public_names_are_listed() -> None:
+def test_the_public_names_are_listed_once_and_are_there() -> None:
     assert set(immich_session.__all__) in PIECES
     assert len(immich_session.__all__) == len(set(immich_session.__all__))
+    assert all(hasattr(immich_session, name) for name in immich_session.__all__)
+    assert immich_session.DEFAULT_PROFILE == "default"
+    assert immich_session.AuthMethod == Union[Jwt, ApiKey]
 
 
 def test_every_class_and_function_without_an_underscore_is_listed() -> None:
@@ -289,20 +338,8 @@ def test_every_class_and_function_without_an_underscore_is_listed() -> None:
     assert own <= set(immich_session.__all__)
 
 
-def test_what_is_listed_is_there() -> None:
-    assert all(hasattr(immich_session, name) for name in immich_session.__all__)
-
-
-def test_the_constants_are_the_documented_ones() -> None:
-    assert immich_session.DEFAULT_PROFILE == "default"
-    assert immich_session.AuthMethod == Union[Jwt, ApiKey]
-
-
-def test_the_version_is_one() -> None:
+def test_the_file_has_its_version_and_its_licence_because_it_travels_alone() -> None:
     assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*", immich_session.__version__)
-
-
-def test_the_file_names_its_licence_because_it_travels_alone() -> None:
     shebang, first, second = MODULE.read_text(encoding="utf-8").splitlines()[:3]
     assert shebang == "#!/usr/bin/env python3"
     assert first.startswith("# SPDX-FileCopyrightText: ")
@@ -319,70 +356,42 @@ def test_a_name_is_used_below_the_place_where_it_is_defined() -> None:
         assert [name for name in used if lines.get(name, 0) > block.lineno] == []
 
 
-@pytest.mark.parametrize("name", sorted(ASKING & set(immich_session.__all__)))
-def test_a_server_has_ten_seconds_if_nobody_says_otherwise(name: str) -> None:
-    function = getattr(immich_session, name)
-    assert inspect.signature(function).parameters["timeout"].default == 10.0
-
-
-SIGNATURES = [
-    ("name", "parameters"),
-    ("Jwt", "(access_token, user_id, email)"),
-    ("ApiKey", "(key, name=None)"),
-    ("Session", "(server_url, auth, created_at, extra_headers=…)"),
-    ("Session.create", "(server_url, auth, extra_headers=…)"),
-    ("Session.from_json", "(text)"),
-    ("Session.to_json", "(self)"),
-    ("Session.is_expired", "(self, leeway=60)"),
-    ("Session.expires_at", "(self)"),
-    ("Session.headers", "(self)"),
-    ("Session.to_env", "(self, environ=None)"),
-    ("is_jwt_expired", "(token, leeway=60)"),
-    ("SessionStore", "(base_dir=None)"),
-    ("SessionStore.base_config_dir", "(self)"),
-    ("SessionStore.config_dir", "(self, profile=None)"),
-    ("SessionStore.get_current_profile", "(self)"),
-    ("SessionStore.set_current_profile", "(self, profile)"),
-    ("SessionStore.list_profiles", "(self)"),
-    ("SessionStore.save", "(self, session, profile=None)"),
-    ("SessionStore.load", "(self, profile=None)"),
-    ("SessionStore.clear", "(self, profile=None)"),
-    ("session_from_env", "(environ=None)"),
-    ("get_session", "(profile=None, *, store=None)"),
-    ("main", "(argv=None)"),
-    ("resolve_api_url", "(server_url, *, extra_headers=…, timeout=…)"),
-    ("login_password", "(server_url, email, password, *, extra_headers=…, timeout=…)"),
-    ("login_api_key", "(server_url, key, name=None, *, extra_headers=…, timeout=…)"),
-    ("is_valid", "(session, *, timeout=…)"),
-    ("logout", "(session, *, timeout=…)"),
-    ("Account", "(email, user_id, key_name, permissions)"),
-    ("whoami", "(session, *, timeout=…)"),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "parameters"),
-    [row for row in SIGNATURES if row[0].split(".")[0] in immich_session.__all__],
+    "signature",
+    [
+        line
+        for line in SIGNATURES.split("\n")
+        if re.split("[.(]", line)[0] in immich_session.__all__
+    ],
 )
-def test_callers_may_rely_on_names_and_order_of_parameters(name: str, parameters: str) -> None:
-    function: Any = immich_session
+def test_callers_may_rely_on_names_and_order_of_parameters(signature: str) -> None:
+    name, function = signature.partition("(")[0], immich_session
     for part in name.split("."):
         function = getattr(function, part)
+    assert callable(function)
     shown = []
     for parameter in inspect.signature(function).parameters.values():
         plain = parameter.default in (parameter.empty, None, 60)
         default = parameter.default if plain else Ellipsis
         shown.append(parameter.replace(annotation=parameter.empty, default=default))
-    assert str(inspect.Signature(shown)).replace("Ellipsis", "…") == parameters
+        if parameter.name == "timeout":
+            assert parameter.default == 10.0
+    assert name + str(inspect.Signature(shown)).replace("Ellipsis", "…") == signature
 
 
-def test_annotations_can_be_evaluated() -> None:
+def test_annotations_can_be_evaluated_and_no_default_is_more_than_a_constant() -> None:
+    defaults = {"10.0"}
     for name in immich_session.__all__:
         value = getattr(immich_session, name)
         for member in (value, *vars(value).values()) if isinstance(value, type) else (value,):
             function = getattr(member, "__func__", member)
-            if inspect.isfunction(function) or inspect.isclass(function):
+            if inspect.isfunction(function) or (inspect.isclass(function) and function is value):
                 assert isinstance(get_type_hints(function), dict)
+                with contextlib.suppress(ValueError):  # a class without a signature of its own
+                    parameters = inspect.signature(function).parameters.values()
+                    given = [each.default for each in parameters if each.default is not each.empty]
+                    defaults.update(map(repr, given))
+    assert defaults == {"None", "60", "10.0", "{}", "<factory>"}
 
 
 def test_an_import_loads_nothing_that_was_not_to_be_loaded() -> None:
@@ -401,82 +410,60 @@ def test_an_import_loads_nothing_that_was_not_to_be_loaded() -> None:
 @pytest.mark.skipif(sys.flags.optimize > 1, reason="without docstrings")
 def test_the_docstrings_say_what_is_not_protected() -> None:
     module, function = immich_session.__doc__ or "", is_jwt_expired.__doc__ or ""
-    assert "pickle" in module
-    assert "asdict" in module
-    assert "signature" in function
+    assert "pickle" in module and "asdict" in module and "signature" in function
 
 
 def test_help_of_the_module_shows_nothing_of_the_environment() -> None:
     not_under_mutation()
     names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "AWS_SECRET_ACCESS_KEY")
-    secrets = dict(zip(names, (KEY, TOKEN, f"A: {HEADER}", "hunter2")))
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "pydoc", "immich_session"],
-        env={**os.environ, **secrets},
-        cwd=MODULE.parent,
-        stdout=subprocess.PIPE,
-        timeout=60,
-    )
-    shown = done.stdout.decode()
-    assert (done.returncode, leaks(shown)) == (0, [])
+    environ = {**os.environ, **dict(zip(names, (KEY, TOKEN, f"A: {HEADER}", "hunter2")))}
+    command = [sys.executable, "-B", "-m", "pydoc", "immich_session"]
+    shown = subprocess.check_output(command, env=environ, cwd=MODULE.parent, timeout=60).decode()
+    assert leaks(shown) == []
     assert all(re.search(rf"\b{name}\b", shown) for name in immich_session.__all__)
-
-
-def test_no_default_of_a_public_signature_is_more_than_a_constant() -> None:
-    shown = set()
-    for name in immich_session.__all__:
-        value = getattr(immich_session, name)
-        for member in (value, *vars(value).values()) if isinstance(value, type) else (value,):
-            function = getattr(member, "__func__", member)
-            if inspect.isfunction(function) or (inspect.isclass(function) and function is value):
-                with contextlib.suppress(ValueError):  # a class without a signature of its own
-                    shown |= {
-                        repr(parameter.default)
-                        for parameter in inspect.signature(function).parameters.values()
-                        if parameter.default is not parameter.empty
-                    }
-    assert shown | {"10.0"} == {"None", "60", "10.0", "{}", "<factory>"}
 
 
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("name", "bases"),
-    [
-        ("SessionError", (Exception,)),
-        ("InvalidProfileError", (SessionError, ValueError)),
-        ("InvalidSessionError", (SessionError, ValueError)),
-        ("NotLoggedInError", (SessionError,)),
-        ("ServerError", (SessionError,)),
-        ("ServerUnreachableError", (immich_session.ServerError,)),
-    ],
-)
-def test_errors_are_caught_by_the_classes_above_them(name: str, bases: Any) -> None:
-    assert getattr(immich_session, name).__bases__ == bases
+BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
+BAD_FIELDS: List[Tuple[Callable[[], object], Optional[str]]] = [
+    (lambda: Session.from_json("{}"), "auth"),
+    (lambda: Session.from_json("{"), None),
+    (lambda: with_url("ftp://a").headers(), "server_url"),
+    (lambda: with_url("ftp://a").to_env(), "server_url"),
+    (lambda: with_auth(ApiKey("")).headers(), "auth.api_key.key"),
+    (lambda: with_headers({"Cookie": "a"}).headers(), "headers.Cookie"),
+    (lambda: with_headers({"a b": "a"}).headers(), "headers"),
+    (lambda: dataclasses.replace(SESSION, created_at="\ud800").to_json(), "created_at"),
+    (lambda: from_env(IMMICH_SERVER="ftp://a", IMMICH_API_KEY="k"), "IMMICH_SERVER"),
+    (lambda: from_env(IMMICH_API_KEY="k k"), "IMMICH_API_KEY"),
+    (lambda: from_env(IMMICH_ACCESS_TOKEN="é"), "IMMICH_ACCESS_TOKEN"),
+]
 
 
-def test_errors_carry_what_a_caller_needs() -> None:
-    assert NotLoggedInError("no", "work").profile == "work"
-    assert NotLoggedInError("no").profile is None
-    assert str(NotLoggedInError("no", "work")) == "no"
-    assert immich_session.ServerError("no", 403).status == 403
-    assert immich_session.ServerError("no").status is None
-    assert str(immich_session.ServerError("no", 403)) == "no"
-    assert immich_session.ServerUnreachableError("no").status is None
+def test_errors_are_caught_by_the_classes_above_them_and_carry_what_a_caller_needs() -> None:
+    assert SessionError.__bases__ == (Exception,)
+    for error in (InvalidProfileError, InvalidSessionError):
+        assert error.__bases__ == (SessionError, ValueError)
+    assert NotLoggedInError.__bases__ == ServerError.__bases__ == (SessionError,)
+    assert ServerUnreachableError.__bases__ == (ServerError,)
+    assert (NotLoggedInError("no", "work").profile, NotLoggedInError("no").profile) == (
+        "work",
+        None,
+    )
+    assert (ServerError("no", 403).status, ServerError("no").status) == (403, None)
+    assert ServerUnreachableError("no").status is None
+    assert str(NotLoggedInError("no", "work")) == str(ServerError("no", 403)) == "no"
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        SessionError("a"),
-        InvalidProfileError("b"),
-        InvalidSessionError("c"),
+        *(SessionError("a"), InvalidProfileError("b"), InvalidSessionError("c")),
         InvalidSessionError("c", "/home/a/session.json", "auth.type"),
         InvalidSessionError("c", "/run/key", "IMMICH_API_KEY_FILE"),
-        NotLoggedInError("d", "work"),
-        immich_session.ServerError("e", 403),
-        immich_session.ServerUnreachableError("f"),
+        *(NotLoggedInError("d", "work"), ServerError("e", 403), ServerUnreachableError("f")),
     ],
     ids=lambda error: f"{type(error).__name__} {error}",
 )
@@ -486,17 +473,12 @@ def test_errors_survive_pickling(error: SessionError) -> None:
         assert (str(again), vars(again)) == (str(error), vars(error))
 
 
-BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
-
-
 @pytest.mark.parametrize(
     "text, has_member, told",
     [
         ("{", False, "it is not JSON (line 1, column 2)"),
-        ("", False, "it is empty"),
-        (" \n", False, "it is empty"),
-        ("\ufeff{}", False, BOM),
-        ("\ufeff", False, BOM),
+        *((text, False, "it is empty") for text in ("", " \n")),
+        *((text, False, BOM) for text in ("\ufeff{}", "\ufeff")),
         ("[]", False, "expected an object"),
         ('{"current_profile": 1, "auth": 1}', True, "expected a"),
     ],
@@ -505,42 +487,21 @@ BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
 def test_an_error_in_a_file_carries_file_and_member(
     store: SessionStore, base: Path, text: str, has_member: bool, told: str
 ) -> None:
-    readers: Tuple[Tuple[str, str, Callable[[], Any]], ...] = (
-        ("config.json", "current_profile", store.get_current_profile),
-        ("profiles/default/session.json", "auth", partial(store.load, "default")),
-    )
-    for name, member, read in readers:
-        path = put(base / name, text)
-        with pytest.raises(InvalidSessionError, match=re.escape(f": {told}")) as caught:
-            read()
-        carried = (str(path), member if has_member else None)
-        assert (caught.value.path, caught.value.member) == carried
+    for path, member, read in (
+        (put(base / "config.json", text), "current_profile", store.get_current_profile),
+        (write_session(base, text), "auth", partial(store.load, "default")),
+    ):
+        error = error_of(InvalidSessionError, f": {told}", read)
+        assert (error.path, error.member) == (str(path), member if has_member else None)
 
 
-@pytest.mark.parametrize(
-    "call, member",
-    [
-        (lambda: Session.from_json("{}"), "auth"),
-        (lambda: Session.from_json("{"), None),
-        (lambda: with_url("ftp://a").headers(), "server_url"),
-        (lambda: with_url("ftp://a").to_env(), "server_url"),
-        (lambda: dataclasses.replace(SESSION, auth=ApiKey("")).headers(), "auth.api_key.key"),
-        (lambda: with_headers({"Cookie": "a"}).headers(), "headers.Cookie"),
-        (lambda: with_headers({"a b": "a"}).headers(), "headers"),
-        (lambda: dataclasses.replace(SESSION, created_at="\ud800").to_json(), "created_at"),
-        (lambda: from_env(IMMICH_SERVER="ftp://a", IMMICH_API_KEY="k"), "IMMICH_SERVER"),
-        (lambda: from_env(IMMICH_SERVER="a", IMMICH_API_KEY="k k"), "IMMICH_API_KEY"),
-        (lambda: from_env(IMMICH_SERVER="a", IMMICH_ACCESS_TOKEN="é"), "IMMICH_ACCESS_TOKEN"),
-    ],
-    ids=range(11),
-)
+@pytest.mark.parametrize("call, member", BAD_FIELDS, ids=range(len(BAD_FIELDS)))
 def test_an_error_in_a_value_carries_the_field_or_the_variable_and_no_file(
     call: Callable[[], object], member: Optional[str]
 ) -> None:
-    with pytest.raises(InvalidSessionError) as caught:
-        call()
-    assert (caught.value.path, caught.value.member) == (None, member)
-    assert member is None or str(caught.value).startswith(f"{member}: ")
+    error = error_of(InvalidSessionError, "", call)
+    assert (error.path, error.member) == (None, member)
+    assert member is None or str(error).startswith(f"{member}: ")
 
 
 @pytest.mark.parametrize("variable", ["IMMICH_API_KEY_FILE", "IMMICH_HEADERS_FILE"])
@@ -550,27 +511,20 @@ def test_an_error_in_a_file_that_a_variable_names_carries_both(
 ) -> None:
     path = str(tmp_path / "file" if data is None else put(tmp_path / "file", data))
     key = {} if variable == "IMMICH_API_KEY_FILE" else {"IMMICH_API_KEY": KEY}
-    with pytest.raises(InvalidSessionError) as caught:
-        from_env(IMMICH_SERVER=URL, **key, **{variable: path})
-    assert (caught.value.path, caught.value.member) == (path, variable)
-    assert str(caught.value).startswith(f"{variable}: {path}: ")
+    error = error_of(InvalidSessionError, "", from_env, **key, **{variable: path})
+    assert (error.path, error.member) == (path, variable)
+    assert str(error).startswith(f"{variable}: {path}: ")
 
 
-@pytest.mark.parametrize(
-    "make", [Path.mkdir, lambda path: path.write_bytes(b" " * ((1 << 20) + 1))]
-)
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_bytes(b" " * (LIMIT + 1))])
 def test_an_error_carries_the_file_that_cannot_be_read(
-    store: SessionStore, base: Path, make: Callable[[Path], object]
+    store: SessionStore, file: Path, make: Make
 ) -> None:
-    path = base / "profiles" / "default" / "session.json"
-    path.parent.mkdir(parents=True)
-    make(path)
-    with pytest.raises(InvalidSessionError) as caught:
-        store.load("default")
-    assert (caught.value.path, caught.value.member) == (str(path), None)
-    with pytest.raises(InvalidSessionError) as caught:
-        from_env(IMMICH_SERVER=URL, IMMICH_API_KEY_FILE=str(path))
-    assert (caught.value.path, caught.value.member) == (str(path), "IMMICH_API_KEY_FILE")
+    make(file)
+    error = error_of(InvalidSessionError, file, store.load, "work")
+    assert (error.path, error.member) == (str(file), None)
+    error = error_of(InvalidSessionError, file, from_env, IMMICH_API_KEY_FILE=str(file))
+    assert (error.path, error.member) == (str(file), "IMMICH_API_KEY_FILE")
 
 
 # Profile names
@@ -578,17 +532,9 @@ def test_an_error_carries_the_file_that_cannot_be_read(
 
 BAD_NAMES = [
     *("", ".", "..", "/", "a/b", "/etc/x", "../x", "a\\b", "\\", " ", " a", "a ", "a\n", "\na"),
-    *("a\0b", "a\tb", "\x1b[2J", "\x7f", "a\x85b", "a\xa0b", "a\u3000b", "a\u200bb", "\u202ea"),
-    *(
-        "\ufeffa",
-        "\ue000",
-        "\ud800",
-        "a\udce9",
-        "a" * 256,
-        "é" * 128,
-        "\U0001f600" * 64,
-        "a" * 9999,
-    ),
+    *("a\0b", "\0", "a\tb", "\x1b[2J", "\x7f", "a\x85b", "a\xa0b", "\xa0", "a\u3000b", "a\u200b"),
+    *("a\u2028", "\u202ea", "\ufeffa", "\ue000", "\ud800", "a\udce9", "a" * 256, "é" * 128),
+    *("\U0001f600" * 64, "a" * 9999),
 ]
 GOOD_NAMES = [
     *("default", "alice@example.com", "a b", "..a", ".hidden", "-x", "~", "%2e%2e", "$HOME"),
@@ -598,77 +544,61 @@ NOT_ON_WINDOWS = ["...", "a:b", "*", "'\"", "<", ">", "a|b", "?", "a.", "con", "
 NOT_ON_WINDOWS += ["Nul.x", "aux .b", "prn.a.b", "com1", "LPT9.txt", "com¹", "conin$", "CONOUT$.x"]
 if os.name == "posix":  # where a path has room for them
     GOOD_NAMES += [*NOT_ON_WINDOWS, "a" * 255, "é" * 127, "\U0001f600" * 63]
-TAKES_A_NAME: Dict[str, Any] = {
-    "config_dir": lambda store, name: store.config_dir(name),
-    "set_current_profile": lambda store, name: store.set_current_profile(name),
-    "save": lambda store, name: store.save(SESSION, name),
-    "load": lambda store, name: store.load(name),
-    "clear": lambda store, name: store.clear(name),
-    "get_session": lambda store, name: get_session(name),
-    "get_session of a store": lambda store, name: get_session(name, store=store),
-}
 
 
-@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-def test_a_name_that_is_no_visible_path_component_is_refused(
-    name: str, store: SessionStore
-) -> None:
-    with pytest.raises(InvalidProfileError) as caught:
-        store.load(name)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1000
-
-
-@utf8_names
-@pytest.mark.parametrize("name", GOOD_NAMES, ids=ascii)
+@pytest.mark.parametrize(
+    "name",
+    [n if n.isascii() else pytest.param(n, marks=any_letters) for n in GOOD_NAMES],
+    ids=ascii,
+)
 def test_a_visible_path_component_is_a_profile_name(
     name: str, store: SessionStore, base: Path
 ) -> None:
     store.save(SESSION, name)
+    store.set_current_profile(name)
+    assert store.load() == store.load(name) == SESSION
+    assert store.get_current_profile() == name
     assert os.listdir(base / "profiles") == [name] == store.list_profiles()
-    assert store.load(name) == SESSION
 
 
-@pytest.mark.parametrize("entry", TAKES_A_NAME)
-@pytest.mark.parametrize("name", ["..", "", "a/b"])
-def test_every_name_that_is_given_passes_the_rule(
-    entry: str, name: str, store: SessionStore, base: Path
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_what_is_no_visible_path_component_is_no_profile_name_anywhere(
+    name: str, store: SessionStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidProfileError):
-        TAKES_A_NAME[entry](store, name)
-    assert not base.exists()
+    uses = (store.config_dir, store.set_current_profile, store.load, store.clear, get_session)
+    for use in (*uses, partial(store.save, SESSION), partial(get_session, store=store)):
+        assert len(str(error_of(InvalidProfileError, "", use, name))) < 1000
+    assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["..", "a/b", " ", "a\x1b"])
 def test_the_name_in_the_environment_passes_the_rule(
-    store: SessionStore, base: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, store: SessionStore, base: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setenv("IMMICH_PROFILE", "..")
-    for entry in (store.get_current_profile, store.load, store.clear, get_session):
-        with pytest.raises(InvalidProfileError, match="IMMICH_PROFILE"):
-            entry()
+    monkeypatch.setenv("IMMICH_PROFILE", name)
+    for use in (store.get_current_profile, store.load, store.clear, get_session):
+        error_of(InvalidProfileError, "IMMICH_PROFILE", use)
     assert not base.exists()
 
 
-@pytest.mark.parametrize("name", ["..", "", "a/b", "a\\n"])
-def test_the_name_in_config_json_passes_the_rule(
-    name: str, store: SessionStore, base: Path
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a\x1b", "a" * 256])
+def test_the_name_in_config_json_passes_the_rule_and_is_replaced(
+    name: str, store: SessionStore, config_json: Path
 ) -> None:
-    base.mkdir(parents=True)
-    (base / "config.json").write_text(f'{{"current_profile": "{name}"}}')
-    for entry in (store.get_current_profile, store.load, store.clear, store.config_dir):
-        with pytest.raises(InvalidProfileError, match=re.escape(str(base / "config.json"))):
-            entry()
+    config_json.write_text(json.dumps({"current_profile": name, "theme": "dark"}))
+    for use in (store.get_current_profile, store.load, store.clear, store.config_dir):
+        error_of(InvalidProfileError, config_json, use)
+    store.set_current_profile("work")
+    assert json.loads(config_json.read_text()) == {"current_profile": "work", "theme": "dark"}
 
 
 @any_letters
 def test_any_text_is_a_directory_of_its_own_or_is_refused(tmp_path: Path) -> None:
-    store = SessionStore(tmp_path)
-
     @settings(deadline=None, max_examples=150)
     @given(st.text(max_size=5) | st.text("./\\ a\n\ud800", max_size=4))
     def check(name: str) -> None:
         with contextlib.suppress(InvalidProfileError):
-            directory = store.config_dir(name)
+            directory = SessionStore(tmp_path).config_dir(name)
             assert os.path.realpath(directory) == os.path.join(tmp_path, "profiles", name)
 
     check()
@@ -677,8 +607,8 @@ def test_any_text_is_a_directory_of_its_own_or_is_refused(tmp_path: Path) -> Non
 @settings(deadline=None)
 @given(st.text() | st.text("./\\ a\n\ud800", max_size=4))
 def test_whatever_the_name_it_is_a_component_of_a_path_or_refused(name: str) -> None:
-    kinds = InvalidProfileError if sys.getfilesystemencoding() == "utf-8" else SessionError
-    session, problem = result_of(kinds, SessionStore("/nowhere").load, name)
+    kind = InvalidProfileError if sys.getfilesystemencoding() == "utf-8" else SessionError
+    session, problem = result_of(kind, SessionStore("/nowhere").load, name)
     assert session is None
     if not problem:
         assert os.path.basename(f"/{name}") == name and name.isprintable()
@@ -707,6 +637,13 @@ NO_SCHEMES = [
 ]
 
 
+def cannot_be_sent(session: Session, member: str) -> None:
+    """Show that nothing makes a request of a session, and that the error names the member."""
+    for use in (session.headers, session.to_env, partial(session.to_env, {"IMMICH_API_KEY": "x"})):
+        error = error_of(InvalidSessionError, "", use)
+        assert str(error).startswith(f"{member}: ") and error.member == member
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("rest", HOSTS)
 def test_http_and_https_with_a_host_may_be_asked(scheme: str, rest: str) -> None:
@@ -715,122 +652,76 @@ def test_http_and_https_with_a_host_may_be_asked(scheme: str, rest: str) -> None
 
 @pytest.mark.parametrize("url", NO_SCHEMES + [f"https://{rest}" for rest in NO_HOSTS], ids=ascii)
 def test_no_request_goes_to_anything_else(url: str) -> None:
-    assert refusal(with_url(url)).startswith("server_url: ")
+    cannot_be_sent(with_url(url), "server_url")
 
 
 # Headers
 
 
-def test_an_api_key_travels_as_x_api_key() -> None:
-    assert SESSION.headers() == {"x-api-key": KEY}
+RESERVED = ["x-api-key", "x-immich-user-token", "x-immich-", "cookie", "host", "content-type"]
+RESERVED += ["content-length", "content-", "transfer-encoding", "connection", "expect"]
+FREE = ["x-api-keys", "my-x-api-key", "x-immich", "cookie2", "hosts", "x-host", "content"]
+FREE += ["x-content-type", "proxy-authorization", "user-agent", "expects", "!#$%&'*+-.^_`|~09"]
+NO_FIELD_NAMES = ["", " ", "a b", "a:", f"a: {HEADER}", "a\n", "a\r\nb", "a\0", "é", "(a)", "a\x7f"]
+NO_FIELD_NAMES += ["a\tb", "ſ"]
+NO_FIELD_VALUES = ["", " ", "a ", " a", "a  b", "a\n", "a\r\nX: 1", "\0", "a\x7f", "a\tb", "é"]
+NO_FIELD_VALUES += ["\x1b[m", "a\xa0b", "a\ud800", "\u212a"]
 
 
-def test_an_access_token_travels_as_a_bearer() -> None:
-    assert LOGIN.headers() == {"Authorization": f"Bearer {TOKEN}"}
-
-
-def test_extra_headers_travel_beside_the_credential() -> None:
-    assert with_headers(CANARIES).headers() == {**CANARIES, "x-api-key": KEY}
-    assert with_headers(CANARIES, LOGIN).headers() == {
-        **CANARIES,
-        "Authorization": f"Bearer {TOKEN}",
-    }
+def test_the_secret_travels_in_a_header_of_its_own_beside_the_extra_ones() -> None:
+    key, bearer = {"x-api-key": KEY}, {"Authorization": f"Bearer {TOKEN}"}
+    assert (SESSION.headers(), LOGIN.headers()) == (key, bearer)
+    session = with_headers(CANARIES)
+    session.headers().clear()
+    assert session.headers() == {**CANARIES, **key}
+    assert with_headers(CANARIES, LOGIN).headers() == {**CANARIES, **bearer}
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
 def test_a_token_makes_room_for_the_authorization_of_a_proxy(name: str) -> None:
-    extra = {name: "Basic YTpi"}
-    assert with_headers(extra, LOGIN).headers() == {**extra, "x-immich-user-token": TOKEN}
-    assert with_headers(extra).headers() == {**extra, "x-api-key": KEY}
-
-
-def test_changing_the_headers_does_not_change_the_session() -> None:
-    session = with_headers(CANARIES)
-    session.headers().clear()
-    assert session.headers() == {**CANARIES, "x-api-key": KEY}
+    for value in ("Basic YTpi", "Bearerish x", "Digest Bearer", "Basic Bearer"):
+        extra = {name: value}
+        assert with_headers(extra, LOGIN).headers() == {**extra, "x-immich-user-token": TOKEN}
+        assert with_headers(extra).headers() == {**extra, "x-api-key": KEY}
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        for session in (SESSION, LOGIN):
+            for value in (scheme, f"{scheme} {HEADER}"):
+                cannot_be_sent(with_headers({name: value}, session), f"headers.{name}")
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("x-api-key", "x-immich-user-token", "x-immich-", "cookie", "host", "content-type"),
-        *("content-length", "content-", "transfer-encoding", "connection", "expect"),
-    ],
-)
+@pytest.mark.parametrize("name", RESERVED)
 def test_a_header_that_is_not_for_a_person_to_set_is_refused(name: str, change: Any) -> None:
-    said = refusal(with_headers({change(name): HEADER}))
-    assert said.startswith(f"headers.{change(name)}: ")
+    cannot_be_sent(with_headers({change(name): HEADER}), f"headers.{change(name)}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("x-api-keys", "my-x-api-key", "x-immich", "cookie2", "hosts", "x-host", "content"),
-        *("x-content-type", "proxy-authorization", "user-agent", "expects", "!#$%&'*+-.^_`|~09"),
-    ],
-)
+@pytest.mark.parametrize("name", FREE)
 def test_any_other_header_is_for_a_person_to_set(name: str) -> None:
     assert with_headers({name: HEADER}).headers()[name] == HEADER
 
 
-@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "token"])
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-@pytest.mark.parametrize("name", ["Authorization", "authorization"])
-def test_a_second_bearer_is_refused(name: str, scheme: str, session: Session) -> None:
-    for value in (scheme, f"{scheme} {HEADER}"):
-        assert refusal(with_headers({name: value}, session)).startswith(f"headers.{name}: ")
-
-
-@pytest.mark.parametrize("value", ["Basic YTpi", "Bearerish x", "Digest Bearer", "Basic Bearer"])
-def test_any_other_authorization_is_for_the_proxy(value: str) -> None:
-    assert with_headers({"Authorization": value}).headers()["Authorization"] == value
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("", " ", "a b", "a:", f"a: {HEADER}", "a\n", "a\r\nb", "a\0", "é", "(a)", "a\x7f"),
-        *("a\tb", "ſ"),
-    ],
-    ids=ascii,
-)
+@pytest.mark.parametrize("name", NO_FIELD_NAMES, ids=ascii)
 def test_a_header_name_that_is_no_token_is_refused_and_not_echoed(name: str) -> None:
-    assert refusal(with_headers({name: HEADER})).startswith("headers: ")
+    cannot_be_sent(with_headers({name: HEADER}), "headers")
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *("", " ", "a ", " a", "a  b", "a\n", "a\r\nX: 1", "\0", "a\x7f", "a\tb", "é", "\x1b[m"),
-        *("a\xa0b", "a\ud800", "\u212a"),
-    ],
-    ids=ascii,
-)
+@pytest.mark.parametrize("value", NO_FIELD_VALUES, ids=ascii)
 def test_a_header_value_that_could_not_travel_is_refused(value: str) -> None:
-    said = refusal(with_headers({"X-Pass": value.replace("a", HEADER)}))
-    assert said.startswith("headers.X-Pass: ")
+    cannot_be_sent(with_headers({"X-Pass": value.replace("a", HEADER)}), "headers.X-Pass")
 
 
-def test_a_header_value_may_have_single_spaces_inside() -> None:
+def test_a_header_may_have_single_spaces_inside_and_be_given_once() -> None:
     value = "a b !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
     assert with_headers({"X-Pass": value}).headers()["X-Pass"] == value
-
-
-def test_a_header_given_twice_is_refused() -> None:
-    assert refusal(with_headers({"X-Pass": HEADER, "x-pass": "b"})).startswith("headers: ")
+    cannot_be_sent(with_headers({"X-Pass": HEADER, "x-pass": "b"}), "headers")
 
 
 @pytest.mark.parametrize(
     "junk", ["", " ", " a", "\n", "\r\nX: 1", "\t", "\0", "\x7f", "é", "ключ", "\ud800"], ids=ascii
 )
 def test_a_secret_that_could_not_travel_is_refused(junk: str) -> None:
-    key = ApiKey(KEY + junk if junk else "")
-    token = Jwt(TOKEN + junk if junk else "", "u-1", "alice@example.com")
-    said = refusal(dataclasses.replace(SESSION, auth=key))
-    assert said.startswith("auth.api_key.key: ")
-    said = refusal(dataclasses.replace(LOGIN, auth=token))
-    assert said.startswith("auth.jwt.access_token: ")
+    cannot_be_sent(with_auth(ApiKey(junk and KEY + junk)), "auth.api_key.key")
+    cannot_be_sent(with_auth(Jwt(junk and TOKEN + junk, "", "")), "auth.jwt.access_token")
 
 
 @settings(deadline=None)
@@ -848,6 +739,22 @@ def test_whatever_the_header_it_can_be_sent_or_is_refused(name: str, value: str)
 
 
 # session.json
+
+
+utf8_names = any_letters
+
+
+def refusal(session: Session) -> str:
+    return str(error_of(InvalidSessionError, "", session.headers))
+
+
+def unreadable(text: Payload) -> str:
+    """Return what from_json() says against a text, once nothing secret is in it."""
+    with pytest.raises(InvalidSessionError) as caught:
+        Session.from_json(text)
+    assert not leaks(whole_text(caught.value))
+    assert caught.value.__context__ is None
+    return str(caught.value)
 
 
 ACCESS = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjE5MDAwMDAwMDB9.c2ln"
@@ -3944,10 +3851,6 @@ TestTheStoreAgreesWithADictInAnyOrderOfOperations: Type[object] = StoreMachine.T
 # Environment: session_from_env
 
 
-def from_env(**environ: str) -> Optional[Session]:
-    return session_from_env(environ)
-
-
 @pytest.mark.parametrize(
     "environ",
     [
@@ -4023,7 +3926,7 @@ def test_the_environment_is_the_processs_own_unless_one_is_given(
     ],
 )
 def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
-    session = from_env(IMMICH_INSTANCE_URL=typed, IMMICH_API_KEY=KEY)
+    session = session_from_env({"IMMICH_INSTANCE_URL": typed, "IMMICH_API_KEY": KEY})
     assert session is not None and session.server_url == url
     assert session.headers() == {"x-api-key": KEY}
 
