@@ -115,6 +115,12 @@ def put(path: Path, text: Union[str, bytes] = "") -> Path:
     return path
 
 
+def link(path: Path, target: Union[str, Path]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
 root_only = pytest.mark.skipif(not is_root(), reason="only root may give files away")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX")
 windows_only = pytest.mark.skipif(os.name != "nt", reason="Windows")
@@ -148,21 +154,19 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "home" / ".config" / "immich"
 
 
-@pytest.fixture
-def store(base: Path) -> SessionStore:
-    return SessionStore()
+class Place(SessionStore):
+    """The store of that person, and where its files would be: those of the profile "work"."""
+
+    def __init__(self, top: Path) -> None:
+        super().__init__()
+        self.top, self.base = top, top / "home" / ".config" / "immich"
+        self.config_json = self.base / "config.json"
+        self.file = self.base / "profiles" / "work" / "session.json"
 
 
 @pytest.fixture
-def file(store: SessionStore) -> Path:
-    """Where the session of the profile "work" would be, in its directory."""
-    return store.config_dir("work") / "session.json"
-
-
-@pytest.fixture
-def config_json(store: SessionStore) -> Path:
-    """Where the config.json would be, in its directory."""
-    return store.base_config_dir() / "config.json"
+def store(tmp_path: Path) -> Place:
+    return Place(tmp_path)
 
 
 class Outcome(NamedTuple):
@@ -484,21 +488,17 @@ def test_errors_survive_pickling(error: SessionError) -> None:
     ],
     ids=ascii,
 )
-def test_an_error_in_a_file_carries_file_and_member(
-    store: SessionStore, base: Path, text: str, has_member: bool, told: str
-) -> None:
+def test_file_errors_carry_the_member(store: Place, text: str, has_member: bool, told: str) -> None:
     for path, member, read in (
-        (put(base / "config.json", text), "current_profile", store.get_current_profile),
-        (write_session(base, text), "auth", partial(store.load, "default")),
+        (put(store.base / "config.json", text), "current_profile", store.get_current_profile),
+        (write_session(store.base, text), "auth", partial(store.load, "default")),
     ):
         error = error_of(InvalidSessionError, f": {told}", read)
         assert (error.path, error.member) == (str(path), member if has_member else None)
 
 
 @pytest.mark.parametrize("call, member", BAD_FIELDS, ids=range(len(BAD_FIELDS)))
-def test_an_error_in_a_value_carries_the_field_or_the_variable_and_no_file(
-    call: Callable[[], object], member: Optional[str]
-) -> None:
+def test_errors_of_values_carry_no_file(call: Any, member: Optional[str]) -> None:
     error = error_of(InvalidSessionError, "", call)
     assert (error.path, error.member) == (None, member)
     assert member is None or str(error).startswith(f"{member}: ")
@@ -506,9 +506,7 @@ def test_an_error_in_a_value_carries_the_field_or_the_variable_and_no_file(
 
 @pytest.mark.parametrize("variable", ["IMMICH_API_KEY_FILE", "IMMICH_HEADERS_FILE"])
 @pytest.mark.parametrize("data", [None, b"", b"\xff", b"a b"], ids=ascii)
-def test_an_error_in_a_file_that_a_variable_names_carries_both(
-    tmp_path: Path, variable: str, data: Optional[bytes]
-) -> None:
+def test_errors_of_files_carry_both(tmp_path: Path, variable: str, data: Optional[bytes]) -> None:
     path = str(tmp_path / "file" if data is None else put(tmp_path / "file", data))
     key = {} if variable == "IMMICH_API_KEY_FILE" else {"IMMICH_API_KEY": KEY}
     error = error_of(InvalidSessionError, "", from_env, **key, **{variable: path})
@@ -517,14 +515,13 @@ def test_an_error_in_a_file_that_a_variable_names_carries_both(
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_bytes(b" " * (LIMIT + 1))])
-def test_an_error_carries_the_file_that_cannot_be_read(
-    store: SessionStore, file: Path, make: Make
-) -> None:
-    make(file)
-    error = error_of(InvalidSessionError, file, store.load, "work")
-    assert (error.path, error.member) == (str(file), None)
-    error = error_of(InvalidSessionError, file, from_env, IMMICH_API_KEY_FILE=str(file))
-    assert (error.path, error.member) == (str(file), "IMMICH_API_KEY_FILE")
+def test_an_error_carries_the_file_that_cannot_be_read(store: Place, make: Make) -> None:
+    store.config_dir("work")
+    make(store.file)
+    error = error_of(InvalidSessionError, store.file, store.load, "work")
+    assert (error.path, error.member) == (str(store.file), None)
+    error = error_of(InvalidSessionError, store.file, from_env, IMMICH_API_KEY_FILE=str(store.file))
+    assert (error.path, error.member) == (str(store.file), "IMMICH_API_KEY_FILE")
 
 
 # Profile names
@@ -551,45 +548,37 @@ if os.name == "posix":  # where a path has room for them
     [n if n.isascii() else pytest.param(n, marks=any_letters) for n in GOOD_NAMES],
     ids=ascii,
 )
-def test_a_visible_path_component_is_a_profile_name(
-    name: str, store: SessionStore, base: Path
-) -> None:
+def test_a_visible_path_component_is_a_profile_name(name: str, store: Place) -> None:
     store.save(SESSION, name)
     store.set_current_profile(name)
     assert store.load() == store.load(name) == SESSION
     assert store.get_current_profile() == name
-    assert os.listdir(base / "profiles") == [name] == store.list_profiles()
+    assert os.listdir(store.base / "profiles") == [name] == store.list_profiles()
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-def test_what_is_no_visible_path_component_is_no_profile_name_anywhere(
-    name: str, store: SessionStore, tmp_path: Path
-) -> None:
+def test_anything_else_is_refused_as_a_profile_name_everywhere(name: str, store: Place) -> None:
     uses = (store.config_dir, store.set_current_profile, store.load, store.clear, get_session)
     for use in (*uses, partial(store.save, SESSION), partial(get_session, store=store)):
         assert len(str(error_of(InvalidProfileError, "", use, name))) < 1000
-    assert names(tmp_path) == []
+    assert names(store.top) == []
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", " ", "a\x1b"])
-def test_the_name_in_the_environment_passes_the_rule(
-    name: str, store: SessionStore, base: Path, monkeypatch: Patch
-) -> None:
+def test_a_name_in_the_environment_is_checked(name: str, store: Place, monkeypatch: Patch) -> None:
     monkeypatch.setenv("IMMICH_PROFILE", name)
     for use in (store.get_current_profile, store.load, store.clear, get_session):
         error_of(InvalidProfileError, "IMMICH_PROFILE", use)
-    assert not base.exists()
+    assert not store.base.exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a\x1b", "a" * 256])
-def test_the_name_in_config_json_passes_the_rule_and_is_replaced(
-    name: str, store: SessionStore, config_json: Path
-) -> None:
-    config_json.write_text(json.dumps({"current_profile": name, "theme": "dark"}))
+def test_a_name_in_config_json_is_checked(name: str, store: Place) -> None:
+    put(store.config_json, json.dumps({"current_profile": name, "theme": "dark"}))
     for use in (store.get_current_profile, store.load, store.clear, store.config_dir):
-        error_of(InvalidProfileError, config_json, use)
+        error_of(InvalidProfileError, store.config_json, use)
     store.set_current_profile("work")
-    assert json.loads(config_json.read_text()) == {"current_profile": "work", "theme": "dark"}
+    assert json.loads(store.config_json.read_text()) == {"current_profile": "work", "theme": "dark"}
 
 
 @any_letters
@@ -950,9 +939,7 @@ def test_nesting_past_every_limit_is_refused(opening: str, closing: str) -> None
         *((LOGIN, f"auth.jwt{path}") for path in ("", ".access_token", ".user_id", ".email")),
     ],
 )
-def test_a_member_that_is_missing_or_mistyped_is_named(
-    session: Session, path: str, wrong: Any
-) -> None:
+def test_a_missing_or_mistyped_member_is_named(session: Session, path: str, wrong: Any) -> None:
     kind = "an object" if path in ("auth", "auth.api_key", "auth.jwt") else "a string"
     assert unreadable(document(session, path, *wrong)) == f"{path}: expected {kind}"
 
@@ -1115,9 +1102,7 @@ def test_what_is_no_jwt_or_does_not_tell_its_time_is_expired(token: str, clock: 
     "body", [BODY, "eyJleHAiOjk5OTk5OTk5OTkgfR"]
 )  # its last bits are left over
 @pytest.mark.parametrize("ends", [(HEAD, ""), *((x, x) for x in ("AA", "AAA", "AAAA"))], ids=str)
-def test_a_segment_of_a_jwt_may_be_cut_as_base64_allows(
-    body: str, ends: Tuple[str, str], clock: None
-) -> None:
+def test_a_jwt_is_cut_as_base64_allows(body: str, ends: Tuple[str, str], clock: None) -> None:
     assert is_jwt_expired(f"{ends[0]}.{body}.{ends[1]}") is False
 
 
@@ -1208,9 +1193,7 @@ def test_an_end_outside_of_all_calendars_is_not_known() -> None:
 
 
 @posix_only
-def test_a_session_is_stamped_with_the_present_moment_in_utc_and_in_whole_seconds(
-    monkeypatch: Patch,
-) -> None:
+def test_a_new_session_is_stamped_in_utc_and_in_whole_seconds(monkeypatch: Patch) -> None:
     monkeypatch.setenv("TZ", "EST+5")
     time.tzset()
     try:
@@ -1533,96 +1516,84 @@ def folding(tmp_path: Path) -> Iterator[Path]:
         yield fat
 
 
-def test_the_base_directory_is_the_argument_else_the_variable_else_in_the_home_directory(
-    store: SessionStore, base: Path, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    assert store.base_config_dir() == base == tmp_path / "home" / ".config" / "immich"
+def test_the_base_directory_is_looked_up_at_each_use(store: Place, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(store.top / "xdg"))
+    assert store.base_config_dir() == store.base == store.top / "home" / ".config" / "immich"
     monkeypatch.setenv("IMMICH_CONFIG_DIR", "")
     store.save(SESSION)
     assert SessionStore().load() == SESSION
-    monkeypatch.setenv(HOME, str(tmp_path / "another"))
+    monkeypatch.setenv(HOME, str(store.top / "another"))
     assert store.load() is None
-    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(tmp_path / "third"))
-    assert store.base_config_dir() == tmp_path / "third"
-    for argument in (tmp_path / "a", str(tmp_path / "b")):
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(store.top / "third"))
+    assert store.base_config_dir() == store.top / "third"
+    for argument in (store.top / "a", str(store.top / "b")):
         assert SessionStore(argument).base_config_dir() == Path(argument)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(store.top)
     SessionStore("here/and/now").save(SESSION, "work")
-    assert SessionStore(tmp_path / "here/and/now").load("work") == SESSION
-    assert names(tmp_path) == ["a", "b", "here", "home", "third"]
+    assert SessionStore(store.top / "here/and/now").load("work") == SESSION
+    assert names(store.top) == ["a", "b", "here", "home", "third"]
 
 
 @posix_only
 @pytest.mark.parametrize(
     "value", ["~/.config/immich", "conf", '"/srv/immich"', " /srv/immich", "{}\r", "{} ", "$HOME/x"]
 )
-def test_a_variable_that_no_shell_has_expanded_is_an_error_that_names_what_it_meant(
-    value: str, store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    value = value.format(tmp_path / "conf")
+def test_an_unexpanded_variable_is_an_error(value: str, store: Place, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(store.top)
+    value = value.format(store.top / "conf")
     monkeypatch.setenv("IMMICH_CONFIG_DIR", value)
     meant = os.path.abspath(value).replace("\r", "\\r")
     for use in USES:
         error = error_of(InvalidSessionError, f'"{meant}"', use, store)
         assert str(error).startswith("IMMICH_CONFIG_DIR: ")
-    assert names(tmp_path) == []
+    assert names(store.top) == []
 
 
 @posix_only
-def test_a_variable_is_an_error_also_where_the_working_directory_is_deleted(
-    store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
+def test_a_relative_variable_is_an_error_also_nowhere(store: Place, monkeypatch: Patch) -> None:
+    (store.top / "gone").mkdir()
+    monkeypatch.chdir(store.top / "gone")
+    (store.top / "gone").rmdir()
     monkeypatch.setenv("IMMICH_CONFIG_DIR", "conf")
     assert str(error_of(SessionError, "conf", store.load)).startswith("IMMICH_CONFIG_DIR: ")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(store.top)
 
 
 @posix_only
 @pytest.mark.parametrize("home", ["/passwd", None, "", "home/alice", "~"])
-def test_without_home_the_passwd_entry_says_where_home_is(
-    home: Optional[str], store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_else_the_passwd_entry_counts(home: Any, store: Place, monkeypatch: Patch) -> None:
     """Its function is replaced, because that file is not ours to edit."""
     import pwd
 
     def getpwuid(uid: int) -> Any:
         if home is None:
             raise KeyError(uid)
-        return namedtuple("entry", "pw_dir")(f"{tmp_path}{home}" if home == "/passwd" else home)
+        return namedtuple("entry", "pw_dir")(f"{store.top}{home}" if home == "/passwd" else home)
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(store.top)
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", getpwuid)
     if home == "/passwd":
-        assert store.base_config_dir() == tmp_path / "passwd" / ".config" / "immich"
+        assert store.base_config_dir() == store.top / "passwd" / ".config" / "immich"
     else:
         error = error_of(SessionError, "IMMICH_CONFIG_DIR", store.load, "work")
         assert re.search(r"\bHOME\b", str(error))
 
 
 @pytest.mark.parametrize("home", ["", ".", "home/alice", "~"])
-def test_a_home_that_is_empty_or_not_absolute_is_an_error_that_names_both_variables(
-    home: str, store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_home_that_is_no_path_is_an_error(home: str, store: Place, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(store.top)
     monkeypatch.setenv(HOME, home)
     for use in USES:
         error = error_of(SessionError, "IMMICH_CONFIG_DIR", use, store)
         assert re.search(rf"\b{HOME}\b", str(error))
-    assert names(tmp_path) == []
+    assert names(store.top) == []
 
 
 @pytest.mark.parametrize(
     "path", ["", "a\0b", pytest.param("\ud800", marks=posix_only)], ids=["empty", "NUL", "lone"]
 )
-def test_a_directory_that_is_no_path_is_a_session_error(
-    path: str, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_an_argument_that_is_no_path(path: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     for use in USES:
         error_of(SessionError, "", lambda use=use: use(SessionStore(path)))
@@ -1630,27 +1601,23 @@ def test_a_directory_that_is_no_path_is_a_session_error(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
-def test_a_directory_whose_name_is_no_text_works_and_its_errors_can_be_printed(
-    store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(tmp_path / os.fsdecode(b"caf\xe9\x1b")))
+def test_a_directory_whose_name_is_no_text_works(store: Place, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(store.top / os.fsdecode(b"caf\xe9\x1b")))
     store.save(SESSION, "work")
     assert store.load("work") == SESSION
     put(store.config_dir("work") / "session.json", "{")
     error_of(InvalidSessionError, "caf", store.load, "work")
 
 
-def test_the_directories_are_made_when_they_are_asked_for(store: SessionStore, base: Path) -> None:
-    assert store.base_config_dir() == base and names(base) == []
-    assert store.config_dir("work") == base / "profiles" / "work"
-    assert names(base / "profiles" / "work") == []
+def test_the_directories_are_made_when_they_are_asked_for(store: Place) -> None:
+    assert store.base_config_dir() == store.base and names(store.base) == []
+    assert store.config_dir("work") == store.base / "profiles" / "work"
+    assert names(store.base / "profiles" / "work") == []
     store.set_current_profile("work")
-    assert store.config_dir() == base / "profiles" / "work"
+    assert store.config_dir() == store.base / "profiles" / "work"
 
 
-def test_a_directory_that_another_process_makes_at_the_same_moment_is_good(
-    store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_a_directory_may_be_made_by_others_meanwhile(store: Place, monkeypatch: Patch) -> None:
     mkdir = os.mkdir
 
     def too_late(path: str, mode: int = 0o777) -> None:
@@ -1681,9 +1648,7 @@ def test_a_profile_in_another_spelling_is_refused_where_case_is_folded(folding: 
     assert store.list_profiles() == ["0815", "Work"]
 
 
-def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(
-    store: SessionStore, base: Path
-) -> None:
+def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(store: Place) -> None:
     if (MODULE.parent / MODULE.name.swapcase()).exists():
         pytest.skip("this file system folds case")
     for name in ("work", "WORK", "Work"):
@@ -1691,7 +1656,7 @@ def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(
         store.set_current_profile(name)
     store.set_current_profile("wORK")
     assert store.get_current_profile() == "wORK"
-    assert names(base / "profiles") == ["WORK", "Work", "work"]
+    assert names(store.base / "profiles") == ["WORK", "Work", "work"]
 
 
 @any_letters
@@ -1700,7 +1665,7 @@ def test_spellings_are_profiles_of_their_own_where_case_is_not_folded(
     "there, found, name", [("café", "CAFÉ", "café"), ("STRAßE", "straße", ""), ("ﬁX", "ﬁx", "")]
 )
 def test_spellings_are_compared_letter_by_letter_and_not_in_one_form(
-    there: str, found: str, name: str, store: SessionStore, monkeypatch: Patch
+    there: str, found: str, name: str, store: Place, monkeypatch: Patch
 ) -> None:
     """macOS lists é as two characters, and finds É as well: here a link that is not listed does."""
     listdir = os.listdir
@@ -1737,9 +1702,7 @@ def test_directories_are_0700_and_files_0600_whatever_the_umask(land: Path, mask
 
 @posix_only
 @pytest.mark.parametrize("old", [0o400, 0o640, 0o666, 0o777])
-def test_a_file_is_made_exclusively_and_0600_from_its_first_moment_on(
-    old: int, store: SessionStore, file: Path, config_json: Path, monkeypatch: Patch
-) -> None:
+def test_a_file_is_0600_from_its_first_moment(old: int, store: Place, monkeypatch: Patch) -> None:
     made: List[Tuple[bool, int]] = []
     real = os.open
 
@@ -1749,14 +1712,14 @@ def test_a_file_is_made_exclusively_and_0600_from_its_first_moment_on(
             made.append((bool(flags & os.O_EXCL), stat.S_IMODE(os.fstat(descriptor).st_mode)))
         return descriptor
 
-    put(file, SESSION.to_json()).chmod(old)
-    put(config_json, "{}").chmod(old)
+    put(store.file, SESSION.to_json()).chmod(old)
+    put(store.config_json, "{}").chmod(old)
     monkeypatch.setattr(os, "open", recorded)
     with umask(0):
         store.save(OTHER, "work")
         store.set_current_profile("work")
     assert made == [(True, 0o600), (True, 0o600)]
-    assert [oct(mode(path)) for path in (file, config_json)] == ["0o600", "0o600"]
+    assert [oct(mode(path)) for path in (store.file, store.config_json)] == ["0o600", "0o600"]
 
 
 # SessionStore: what root makes belongs to the owner of its directory
@@ -1807,7 +1770,7 @@ def test_what_root_makes_belongs_to_the_owner_of_its_directory(land: Path, mask:
         assert store.load("work") == OTHER
     assert (land / "elsewhere").stat().st_uid == 0
     (store.config_dir("work") / "session.json").rename(land / "elsewhere" / "target")
-    (store.config_dir("work") / "session.json").symlink_to(land / "elsewhere" / "target")
+    link(store.config_dir("work") / "session.json", land / "elsewhere" / "target")
     assert warnings_of(store.save, SESSION, "work") == []
     assert (land / "elsewhere" / "target").stat().st_uid == 0
 
@@ -1828,9 +1791,7 @@ def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) 
         ("..", 0o1777, 65534),  # where the link is that leads there
     ],
 )
-def test_root_keeps_what_others_could_have_placed_there_to_be_given(
-    place: str, bits: int, owner: int, config: Path
-) -> None:
+def test_root_keeps_what_others_may_reach(place: str, bits: int, owner: int, config: Path) -> None:
     link = config.parent.parent / "link"  # what is above it is another directory
     link.symlink_to(config)
     os.chown(config.parent / place, owner, -1)
@@ -1922,19 +1883,17 @@ STATES: Dict[str, Make] = {
 @posix_only
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_reading_changes_nothing(
-    state: str, store: SessionStore, base: Path, tmp_path: Path
-) -> None:
-    STATES[state](base)
-    for path in [*tmp_path.rglob("*"), tmp_path]:
+def test_reading_changes_nothing(state: str, store: Place) -> None:
+    STATES[state](store.base)
+    for path in [*store.top.rglob("*"), store.top]:
         os.utime(path, (1, 1))  # else a change within one tick of the clock would not be seen
-    before = snapshot(tmp_path)
+    before = snapshot(store.top)
     session, named = partial(get_session, store=store), partial(get_session, "work", store=store)
     reads = (store.load, partial(store.load, "work"), session, named)
     for use in (*reads, store.list_profiles, store.get_current_profile):
         with contextlib.suppress(SessionError):
             use()
-    assert snapshot(tmp_path) == before
+    assert snapshot(store.top) == before
 
 
 def test_a_read_only_mount_can_be_read_and_errors_say_that_it_is_one(disk: Path) -> None:
@@ -1987,19 +1946,15 @@ def test_clear_does_not_take_what_it_may_not_see_for_gone(land: Path, linked: bo
     ],
     ids=["key", "login", "headers", "empty", "strange"],
 )
-def test_what_is_saved_is_loaded_again_and_is_the_whole_file(
-    session: Session, store: SessionStore, file: Path
-) -> None:
+def test_what_is_saved_is_the_whole_file_and_is_loaded(session: Session, store: Place) -> None:
     store.save(with_headers({"a": HEADER * 99}, LOGIN), "work")
     store.save(session, "work")
     assert store.load("work") == SessionStore().load("work") == session
-    assert file.read_bytes() == session.to_json().encode()
-    assert names(file.parent) == ["session.json"]
+    assert store.file.read_bytes() == session.to_json().encode()
+    assert names(store.file.parent) == ["session.json"]
 
 
-def test_no_profile_named_means_the_current_one_and_profiles_are_apart(
-    store: SessionStore,
-) -> None:
+def test_no_profile_named_means_the_current_one_and_profiles_are_apart(store: Place) -> None:
     assert store.load() is None and store.load("work") is None
     store.set_current_profile("work")
     store.save(SESSION)
@@ -2010,12 +1965,12 @@ def test_no_profile_named_means_the_current_one_and_profiles_are_apart(
     assert (store.load("work"), store.load("other")) == (None, OTHER)
 
 
-def test_a_session_may_have_one_mebibyte_and_no_more(store: SessionStore, file: Path) -> None:
+def test_a_session_may_have_one_mebibyte_and_no_more(store: Place) -> None:
     name = "x" * (LIMIT - len(with_auth(ApiKey(KEY, "")).to_json()))
     store.save(with_auth(ApiKey(KEY, name)), "work")
     assert store.load("work") == with_auth(ApiKey(KEY, name))
-    put(file, with_auth(ApiKey(KEY, name + "x")).to_json())
-    error_of(InvalidSessionError, file, store.load, "work")
+    put(store.file, with_auth(ApiKey(KEY, name + "x")).to_json())
+    error_of(InvalidSessionError, store.file, store.load, "work")
 
 
 UNLOADABLE: Dict[str, Tuple[Any, str]] = {
@@ -2027,9 +1982,7 @@ UNLOADABLE: Dict[str, Tuple[Any, str]] = {
 
 @pytest.mark.parametrize("member", ["server_url", "key", "name", "created_at", "header"])
 @pytest.mark.parametrize("value, problem", UNLOADABLE.values(), ids=list(UNLOADABLE))
-def test_what_load_would_refuse_save_refuses_with_the_same_error(
-    member: str, value: Any, problem: str, store: SessionStore, file: Path
-) -> None:
+def test_save_refuses_what_load_would(member: str, value: Any, problem: str, store: Place) -> None:
     store.save(SESSION, "work")
     parts = {"server_url": URL, "key": KEY, "name": "n", "created_at": "", "header": "h"}
     parts[member] = value
@@ -2041,10 +1994,10 @@ def test_what_load_would_refuse_save_refuses_with_the_same_error(
     assert store.load("work") == SESSION
     key = {"type": "api_key", "api_key": {"key": parts["key"], "name": parts["name"]}}
     top = {"server_url": parts["server_url"], "auth": key, "created_at": parts["created_at"]}
-    put(file, json.dumps({**top, "headers": {"H": parts["header"]}}))
+    put(store.file, json.dumps({**top, "headers": {"H": parts["header"]}}))
     loading = error_of(InvalidSessionError, problem, store.load, "work")
-    assert str(file) in str(loading) and type(saving) is type(loading)
-    told, expected = (str(error).replace(f"{file}: ", "") for error in (saving, loading))
+    assert str(store.file) in str(loading) and type(saving) is type(loading)
+    told, expected = (str(error).replace(f"{store.file}: ", "") for error in (saving, loading))
     # Surrogates are refused before a file has members; save names the member all the same.
     full = {"key": "auth.api_key.key", "name": "auth.api_key.name", "header": "headers.H"}
     assert told in (expected, f"{full.get(member, member)}: {expected}")
@@ -2063,9 +2016,7 @@ NO_STRINGS = {
 
 
 @pytest.mark.parametrize("value", NO_STRINGS.values(), ids=list(NO_STRINGS))
-def test_a_value_that_is_no_string_is_refused_by_the_name_of_its_member(
-    value: Any, store: SessionStore, tmp_path: Path
-) -> None:
+def test_a_value_that_is_no_string_is_refused_by_name(value: Any, store: Place) -> None:
     for member, session in (
         ("server_url", with_url(value)),
         ("auth.api_key.key", with_auth(ApiKey(value))),
@@ -2077,18 +2028,16 @@ def test_a_value_that_is_no_string_is_refused_by_the_name_of_its_member(
         if value is not None or "name" not in member:
             error = error_of(InvalidSessionError, "", store.save, session)
             assert str(error) == f"{member}: expected a string"
-    assert names(tmp_path) == []
+    assert names(store.top) == []
 
 
 @pytest.mark.parametrize("name", [5, None, KEY.encode(), KEY + "\ud800"], ids=ascii)
-def test_the_name_of_a_header_has_to_be_text(
-    name: Any, store: SessionStore, tmp_path: Path
-) -> None:
+def test_the_name_of_a_header_has_to_be_text(name: Any, store: Place) -> None:
     error = error_of(InvalidSessionError, "", store.save, with_headers({name: "v"}))
-    assert str(error).startswith("headers: a name: ") and names(tmp_path) == []
+    assert str(error).startswith("headers: a name: ") and names(store.top) == []
 
 
-def test_what_a_subclass_adds_is_not_stored(store: SessionStore) -> None:
+def test_what_a_subclass_adds_is_not_stored(store: Place) -> None:
     @dataclasses.dataclass(frozen=True)
     class OwnKey(ApiKey):
         note: str = ""
@@ -2114,17 +2063,15 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=list(BROKEN))
-def test_a_broken_file_is_an_error_that_names_it_and_is_replaced_and_removed(
-    text: bytes, store: SessionStore, file: Path
-) -> None:
-    put(file, text)
+def test_a_broken_file_is_an_error_but_can_be_replaced(text: bytes, store: Place) -> None:
+    put(store.file, text)
     for use in (store.load, get_session):  # never taken for "not logged in"
-        error_of(InvalidSessionError, file, use, "work")
+        error_of(InvalidSessionError, store.file, use, "work")
     store.save(OTHER, "work")
     assert store.load("work") == OTHER
-    put(file, text)
+    put(store.file, text)
     store.clear("work")
-    assert not file.exists()
+    assert not store.file.exists()
 
 
 # SessionStore: what is no regular file
@@ -2191,60 +2138,53 @@ def others_of(path: Path) -> Dict[str, object]:
 
 @posix_only
 @each_strange
-def test_what_is_no_file_of_a_session_is_an_error_and_is_replaced_and_removed_and_nothing_else(
-    kind: str, store: SessionStore, file: Path
-) -> None:
+def test_what_is_no_file_in_place_of_a_session_is_replaced(kind: str, store: Place) -> None:
     other = store.config_dir("other") / "session.json"
-    for path in (file, other):
+    for path in (store.config_dir("work") / "session.json", other):
         STRANGE[kind](path)
         error_of(InvalidSessionError, path, store.load, path.parent.name)
     assert store.list_profiles() == ["other", "work"]
-    before = others_of(file), others_of(other)
+    before = others_of(store.file), others_of(other)
     store.save(SESSION, "work")
-    assert store.load("work") == SESSION and stat.S_ISREG(file.lstat().st_mode)
+    assert store.load("work") == SESSION and stat.S_ISREG(store.file.lstat().st_mode)
     store.clear("other")
     assert not os.path.lexists(other) and store.load("other") is None
-    assert (others_of(file), others_of(other)) == before
+    assert (others_of(store.file), others_of(other)) == before
 
 
 @posix_only
 @each_strange
-def test_what_is_no_file_of_the_current_profile_is_an_error_and_is_replaced_and_nothing_else(
-    kind: str, store: SessionStore, config_json: Path
-) -> None:
-    STRANGE[kind](config_json)
-    before = others_of(config_json)
+def test_what_is_no_file_in_place_of_config_json_is_replaced(kind: str, store: Place) -> None:
+    store.base_config_dir()
+    STRANGE[kind](store.config_json)
+    before = others_of(store.config_json)
     for use in (store.get_current_profile, store.load, store.clear, partial(store.save, SESSION)):
-        error_of(InvalidSessionError, config_json, use)
+        error_of(InvalidSessionError, store.config_json, use)
     assert store.load("work") is None
     store.set_current_profile("work")
-    assert store.get_current_profile() == "work" and stat.S_ISREG(config_json.lstat().st_mode)
-    assert others_of(config_json) == before
+    assert store.get_current_profile() == "work" and stat.S_ISREG(store.config_json.lstat().st_mode)
+    assert others_of(store.config_json) == before
 
 
 @pytest.mark.parametrize("content", ["", "kept"])
-def test_a_directory_in_place_of_a_file_is_an_error_and_left_alone(
-    content: str, store: SessionStore, file: Path, config_json: Path
-) -> None:
-    for path in (file, config_json):
+def test_a_directory_in_place_of_a_file_is_left_alone(content: str, store: Place) -> None:
+    for path in (store.file, store.config_json):
         (path / content).mkdir(parents=True)
-    error_of(InvalidSessionError, file, store.load, "work")
+    error_of(InvalidSessionError, store.file, store.load, "work")
     for change in (partial(store.save, SESSION), store.clear):
-        error_of(SessionError, file, change, "work")
+        error_of(SessionError, store.file, change, "work")
     for use in (store.get_current_profile, store.load, store.clear, partial(store.save, SESSION)):
-        error_of(InvalidSessionError, config_json, use)
-    error_of(SessionError, config_json, store.set_current_profile, "work")
+        error_of(InvalidSessionError, store.config_json, use)
+    error_of(SessionError, store.config_json, store.set_current_profile, "work")
     assert store.list_profiles() == ["work"]
-    assert names(file) == names(config_json) == ([content] if content else [])
-    assert names(file.parent) == ["session.json"]
-    assert names(config_json.parent) == ["config.json", "profiles"]
+    assert names(store.file) == names(store.config_json) == ([content] if content else [])
+    assert names(store.file.parent) == ["session.json"]
+    assert names(store.config_json.parent) == ["config.json", "profiles"]
 
 
 @posix_only
 @pytest.mark.parametrize("kind", ["FIFO", "empty device", "socket", "loop", "empty"])
-def test_what_is_no_directory_in_place_of_profiles_is_an_error_and_left_alone(
-    kind: str, store: SessionStore
-) -> None:
+def test_what_is_no_directory_in_place_of_profiles_is_left(kind: str, store: Place) -> None:
     path = store.base_config_dir() / "profiles"
     STRANGE[kind](path)
     before = snapshot(path.parent)
@@ -2253,8 +2193,8 @@ def test_what_is_no_directory_in_place_of_profiles_is_an_error_and_left_alone(
     assert snapshot(path.parent) == before
 
 
-def test_a_stray_file_in_place_of_a_profile_is_left_alone(store: SessionStore, base: Path) -> None:
-    stray = put(base / "profiles" / "work", "kept")
+def test_a_stray_file_in_place_of_a_profile_is_left_alone(store: Place) -> None:
+    stray = put(store.base / "profiles" / "work", "kept")
     store.clear("work")
     error_of(SessionError, stray, store.save, SESSION, "work")
     assert stray.read_text() == "kept"
@@ -2289,10 +2229,10 @@ def test_a_directory_that_may_not_be_entered_is_never_taken_for_not_logged_in(la
 
 @posix_only
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="Linux")
-def test_a_file_is_read_to_its_end_or_is_an_error(store: SessionStore, file: Path) -> None:
+def test_a_file_is_read_to_its_end_or_is_an_error(store: Place) -> None:
     session = from_env(IMMICH_API_KEY_FILE="/proc/sys/kernel/ostype")  # it tells no size
     assert session and session.auth == ApiKey("Linux")
-    file.symlink_to("/proc/self/mem")  # a regular file, whose first page cannot be read
+    link(store.file, "/proc/self/mem")  # a regular file, whose first page cannot be read
     error_of(InvalidSessionError, os.strerror(errno.EIO), store.load, "work")
 
 
@@ -2302,43 +2242,39 @@ def test_a_file_is_read_to_its_end_or_is_an_error(store: SessionStore, file: Pat
 @posix_only
 @pytest.mark.parametrize("hops", [1, 3])
 @pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
-def test_a_link_stays_and_its_target_is_replaced_and_both_are_removed(
-    hops: int, there: bool, store: SessionStore, file: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "elsewhere" / "target"
+def test_a_link_stays_and_its_target_is_replaced(hops: int, there: bool, store: Place) -> None:
+    target = store.top / "elsewhere" / "target"
     target.parent.mkdir()
     if there:
         target.write_text("old")
     for hop in range(1, hops):
-        (tmp_path / f"hop{hop}").symlink_to(target if hop == 1 else f"hop{hop - 1}")
-    file.symlink_to(target if hops == 1 else tmp_path / f"hop{hops - 1}")
+        (store.top / f"hop{hop}").symlink_to(target if hop == 1 else f"hop{hop - 1}")
+    link(store.file, target if hops == 1 else store.top / f"hop{hops - 1}")
     assert there or store.load("work") is None
     store.save(SESSION, "work")
-    assert file.is_symlink() and not target.is_symlink()
+    assert store.file.is_symlink() and not target.is_symlink()
     assert target.read_text() == SESSION.to_json() and mode(target) == 0o600
-    assert names(target.parent) == ["target"] and names(file.parent) == ["session.json"]
+    assert names(target.parent) == ["target"] and names(store.file.parent) == ["session.json"]
     store.clear("work")
-    assert names(target.parent) == names(file.parent) == []
+    assert names(target.parent) == names(store.file.parent) == []
 
 
 @posix_only
-def test_a_link_to_config_json_stays_and_its_target_is_replaced(
-    store: SessionStore, config_json: Path, tmp_path: Path
-) -> None:
-    target = put(tmp_path / "target", '{"theme": "dark"}')
-    config_json.symlink_to(target)
+def test_a_link_to_config_json_stays(store: Place) -> None:
+    target = put(store.top / "target", '{"theme": "dark"}')
+    link(store.config_json, target)
     store.set_current_profile("work")
-    assert config_json.is_symlink()
+    assert store.config_json.is_symlink()
     assert json.loads(target.read_text()) == {"theme": "dark", "current_profile": "work"}
 
 
 @posix_only
-def test_a_file_is_replaced_not_written_into(store: SessionStore, file: Path, base: Path) -> None:
+def test_a_file_is_replaced_not_written_into(store: Place) -> None:
     store.save(SESSION, "work")
-    with file.open() as reader:
-        os.link(file, base / "backup")
+    with store.file.open() as reader:
+        os.link(store.file, store.base / "backup")
         store.save(OTHER, "work")
-        assert reader.read() == (base / "backup").read_text() == SESSION.to_json()
+        assert reader.read() == (store.base / "backup").read_text() == SESSION.to_json()
 
 
 @root_only
@@ -2378,19 +2314,17 @@ def test_a_link_of_anybody_else_is_itself_replaced_and_removed(
 
 @posix_only
 @pytest.mark.parametrize("behind", ["loop/target", "file/target", "nowhere/", "x" * 300, "nowhere"])
-def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(
-    behind: str, store: SessionStore, file: Path
-) -> None:
-    (file.parent / "loop").symlink_to("loop")
-    (file.parent / "file").touch()
-    file.symlink_to(behind)
+def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(behind: str, store: Place) -> None:
+    link(store.config_dir("work") / "loop", "loop")
+    (store.file.parent / "file").touch()
+    link(store.file, behind)
     if "/t" in behind:
         store.save(SESSION, "work")
-        assert store.load("work") == SESSION and not file.is_symlink()
-        file.unlink()
-        file.symlink_to(behind)
+        assert store.load("work") == SESSION and not store.file.is_symlink()
+        store.file.unlink()
+        link(store.file, behind)
     store.clear("work")
-    assert names(file.parent) == ["file", "loop"]
+    assert names(store.file.parent) == ["file", "loop"]
 
 
 @posix_only
@@ -2398,7 +2332,7 @@ def test_clear_leaves_the_link_where_the_file_behind_it_cannot_be_removed(land: 
     with ordinary_user():
         store = SessionStore(land / "immich")
         (land / "vault").mkdir()
-        (store.config_dir("work") / "session.json").symlink_to(land / "vault" / "target")
+        link(store.config_dir("work") / "session.json", land / "vault" / "target")
         store.save(SESSION, "work")
         (land / "vault").chmod(0o500)
         error_of(SessionError, land / "vault" / "target", store.clear, "work")
@@ -2430,9 +2364,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @posix_only
 @pytest.mark.parametrize("size", [0, 9, 999, 9999])
-def test_a_file_that_may_not_grow_keeps_what_is_there_and_leaves_nothing(
-    size: int, store: SessionStore, file: Path, config_json: Path
-) -> None:
+def test_a_file_that_may_not_grow_keeps_what_is_there(size: int, store: Place) -> None:
     store.save(SESSION, "work")
     store.set_current_profile("old")
     with largest_file(size):
@@ -2442,8 +2374,8 @@ def test_a_file_that_may_not_grow_keeps_what_is_there_and_leaves_nothing(
             error = error_of(SessionError, reason, store.set_current_profile, "new")
             assert type(error) is SessionError and "config.json" in str(error)
     assert (store.load("work"), store.get_current_profile()) == (SESSION, "old")
-    assert names(file.parent) == ["session.json"]
-    assert names(config_json.parent) == ["config.json", "profiles"]
+    assert names(store.file.parent) == ["session.json"]
+    assert names(store.config_json.parent) == ["config.json", "profiles"]
 
 
 def fill(disk: Path) -> None:
@@ -2453,9 +2385,7 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [None, SESSION], ids=["first", "another"])
-def test_a_full_disk_keeps_the_old_session_and_leaves_nothing(
-    disk: Path, old: Optional[Session]
-) -> None:
+def test_a_full_disk_keeps_the_old_session(disk: Path, old: Optional[Session]) -> None:
     store = SessionStore(disk)
     directory = store.config_dir("work")
     if old:
@@ -2509,14 +2439,12 @@ def test_a_file_that_is_mounted_by_itself_is_told_as_that(tmp_path: Path) -> Non
 
 @posix_only
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_stands_in_place_of_a_directory_is_told_as_that(
-    kind: str, base: Path, store: SessionStore
-) -> None:
-    base.parent.mkdir(parents=True)
-    base.write_text("kept") if kind == "file" else base.symlink_to("/nowhere/immich")
+def test_what_stands_in_place_of_a_directory_is_told_as_that(kind: str, store: Place) -> None:
+    store.base.parent.mkdir(parents=True)
+    store.base.write_text("kept") if kind == "file" else store.base.symlink_to("/nowhere/immich")
     for use in (store.base_config_dir, partial(store.save, SESSION, "work")):
         error = error_of(SessionError, "a link to one that is not mounted", use)
-        assert str(error).startswith(str(base))
+        assert str(error).startswith(str(store.base))
 
 
 @posix_only
@@ -2531,9 +2459,7 @@ def test_a_directory_that_may_be_written_but_not_listed_is_enough(land: Path) ->
 
 
 @posix_only
-def test_nothing_fails_where_modes_and_the_fsync_of_directories_are_not_supported(
-    store: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_nothing_fails_without_modes_and_fsync(store: Place, monkeypatch: Patch) -> None:
     fsync = os.fsync
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -2551,20 +2477,19 @@ def test_nothing_fails_where_modes_and_the_fsync_of_directories_are_not_supporte
         store.save(SESSION, "work")
         store.set_current_profile("work")
     assert store.load() == SESSION
-    assert {mode(path) for path in (tmp_path / "home").rglob("*")} == {0o700, 0o600}
+    assert {mode(path) for path in (store.top / "home").rglob("*")} == {0o700, 0o600}
     store.clear()
 
 
 @posix_only
-def test_data_is_on_disk_before_the_name_and_the_name_before_save_returns(
-    store: SessionStore, file: Path, monkeypatch: Patch
-) -> None:
+def test_data_is_on_disk_before_the_name(store: Place, monkeypatch: Patch) -> None:
     steps: List[str] = []
     fsync, replace = os.fsync, os.replace
+    store.config_dir("work")
 
     def recorded_fsync(descriptor: int) -> None:
         facts = os.fstat(descriptor)
-        of_directory = os.path.samestat(facts, file.parent.stat())
+        of_directory = os.path.samestat(facts, store.file.parent.stat())
         steps.append("directory" if of_directory else f"{facts.st_size} bytes")
         fsync(descriptor)
 
@@ -2581,8 +2506,8 @@ def test_data_is_on_disk_before_the_name_and_the_name_before_save_returns(
 @posix_only
 @pytest.mark.parametrize("linked", [False, True], ids=["a file", "behind a link"])
 @pytest.mark.parametrize("left", ["session", "temporary", "nothing"])
-def test_what_clear_removes_is_gone_for_good_when_it_returns(
-    left: str, linked: bool, store: SessionStore, monkeypatch: Patch
+def test_what_clear_removes_is_gone(
+    left: str, linked: bool, store: Place, monkeypatch: Patch
 ) -> None:
     directories = [store.config_dir()]
     if linked:
@@ -2603,9 +2528,7 @@ def test_what_clear_removes_is_gone_for_good_when_it_returns(
     assert all(map(os.path.samestat, (at for at, _ in synced), map(os.stat, directories)))
 
 
-def test_a_disk_that_fails_at_fsync_keeps_the_old_session(
-    store: SessionStore, file: Path, monkeypatch: Patch
-) -> None:
+def test_a_disk_that_fails_at_fsync_keeps_the_old_session(store: Place, monkeypatch: Patch) -> None:
     store.save(SESSION, "work")
 
     def fail(descriptor: int) -> None:
@@ -2614,14 +2537,12 @@ def test_a_disk_that_fails_at_fsync_keeps_the_old_session(
     monkeypatch.setattr(os, "fsync", fail)
     refused_save(store, errno.EIO)
     assert store.load("work") == SESSION
-    assert names(file.parent) == ["session.json"]
+    assert names(store.file.parent) == ["session.json"]
 
 
 @posix_only
 @pytest.mark.parametrize("step", ["fstat", "listdir", "write", "fsync", "replace"])
-def test_a_save_that_is_interrupted_at_any_step_leaves_no_file_and_no_descriptor(
-    step: str, store: SessionStore, file: Path, monkeypatch: Patch
-) -> None:
+def test_an_interrupted_save_leaves_nothing(step: str, store: Place, monkeypatch: Patch) -> None:
     store.save(SESSION, "work")
 
     def interrupted(*_: object, **__: object) -> None:
@@ -2634,24 +2555,22 @@ def test_a_save_that_is_interrupted_at_any_step_leaves_no_file_and_no_descriptor
             store.save(OTHER, "work")
     assert set(os.listdir("/dev/fd")) == before
     assert store.load("work") == SESSION
-    assert names(file.parent) == ["session.json"]
+    assert names(store.file.parent) == ["session.json"]
 
 
 @posix_only
 @pytest.mark.parametrize("use", [partial(SessionStore.save, session=SESSION), SessionStore.clear])
-def test_a_link_that_vanishes_is_no_traceback(
-    use: Callable[..., None], store: SessionStore, file: Path, monkeypatch: Patch
-) -> None:
-    file.symlink_to("../target")
+def test_a_link_may_vanish(use: Callable[..., None], store: Place, monkeypatch: Patch) -> None:
+    link(store.file, "../target")
     readlink = os.readlink
 
     def late(path: str) -> str:
-        file.unlink()
+        store.file.unlink()
         return readlink(path)
 
     monkeypatch.setattr(os, "readlink", late)
     use(store, profile="work")
-    assert not file.is_symlink() and not (file.parent.parent / "target").exists()
+    assert not store.file.is_symlink() and not (store.file.parent.parent / "target").exists()
 
 
 def save_up_to_line(store: SessionStore, session: Session, profile: str, lines: int) -> bool:
@@ -2675,7 +2594,7 @@ def save_up_to_line(store: SessionStore, session: Session, profile: str, lines: 
 
 @posix_only
 @pytest.mark.parametrize("old, stride", [(SESSION, 3), (None, 7)], ids=["another", "first"])
-def test_after_a_save_is_killed_at_any_line_the_file_is_the_old_one_or_the_new_one(
+def test_a_killed_save_wrote_all_or_nothing(
     old: Optional[Session], stride: int, tmp_path: Path
 ) -> None:
     found: List[Optional[Session]] = []
@@ -2696,9 +2615,7 @@ def test_after_a_save_is_killed_at_any_line_the_file_is_the_old_one_or_the_new_o
 
 @posix_only
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
-def test_a_temporary_of_a_killed_save_is_removed_once_it_is_a_minute_old_on_its_own_disk(
-    skew: int, store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_what_a_killed_save_left_goes_later(skew: int, store: Place, monkeypatch: Patch) -> None:
     left = leave_temporary(store)
     assert TOKEN in left.read_text() and mode(left) == 0o600
     made = left.stat().st_mtime
@@ -2721,24 +2638,20 @@ def test_what_a_killed_save_left_on_a_full_disk_makes_room_for_the_next(disk: Pa
 
 @posix_only
 @pytest.mark.parametrize("linked", [False, True], ids=["a file", "a link"])
-def test_clear_removes_a_temporary_of_a_killed_save_at_once(
-    linked: bool, store: SessionStore, tmp_path: Path
-) -> None:
+def test_clear_removes_at_once_what_a_killed_save_left(linked: bool, store: Place) -> None:
     for age in (-1000, 0):
         left = leave_temporary(store)
         os.utime(left, (time.time() - age,) * 2)
         if linked:  # which has nothing to do with it
-            (left.parent / "session.json").symlink_to(tmp_path / "target")
+            (left.parent / "session.json").symlink_to(store.top / "target")
             store.save(SESSION)
         store.clear()
         assert names(left.parent) == []
 
 
 @posix_only
-def test_the_temporary_of_a_killed_save_through_a_link_is_removed_as_well(
-    store: SessionStore, file: Path
-) -> None:
-    file.symlink_to(store.config_dir("elsewhere") / "target")
+def test_what_a_killed_save_left_behind_a_link_goes_as_well(store: Place) -> None:
+    link(store.file, store.config_dir("elsewhere") / "target")
     left = leave_temporary(store, "work")
     assert left.parent.name == "elsewhere"
     os.utime(left, (1, 1))
@@ -2746,11 +2659,11 @@ def test_the_temporary_of_a_killed_save_through_a_link_is_removed_as_well(
     assert names(left.parent) == ["target"]
     leave_temporary(store, "work")
     store.clear("work")
-    assert names(left.parent) == names(file.parent) == []
+    assert names(left.parent) == names(store.file.parent) == []
 
 
 @posix_only
-def test_the_temporary_of_a_killed_save_is_left_to_its_profile(store: SessionStore) -> None:
+def test_what_a_killed_save_left_is_left_to_its_profile(store: Place) -> None:
     left = leave_temporary(store, "other")
     os.utime(left, (1, 1))
     store.save(SESSION, "work")
@@ -2758,22 +2671,20 @@ def test_the_temporary_of_a_killed_save_is_left_to_its_profile(store: SessionSto
     assert left.exists()
 
 
-def test_foreign_files_are_never_touched(store: SessionStore, file: Path) -> None:
+def test_foreign_files_are_never_touched(store: Place) -> None:
     others = "session.json.bak .session.json.swp session.json~ .session.json.tmp notes.tmp "
     others += "tmpabcdefgh .session_json.abcdefgh.tmp .session.json.abcdefgh.tmp.bak "
     others += "x.session.json.abcdefgh.tmp .config.json.abcdefgh.tmp #session.json# "
     others += ".session.json.abcdefghi.tmp session.json.tmp"
     for name in others.split():
-        os.utime(put(file.with_name(name), "kept"), (1, 1))
+        os.utime(put(store.file.with_name(name), "kept"), (1, 1))
     store.save(SESSION, "work")
     store.clear("work")
-    assert names(file.parent) == sorted(others.split())
+    assert names(store.file.parent) == sorted(others.split())
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_save_whose_temporary_vanished_starts_again_once(
-    times: int, store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_a_swept_save_starts_again_once(times: int, store: Place, monkeypatch: Patch) -> None:
     replace, calls = os.replace, []
 
     def late(source: str, target: str, **options: Any) -> None:
@@ -2793,21 +2704,17 @@ def test_a_save_whose_temporary_vanished_starts_again_once(
     assert len(calls) == 2
 
 
-def test_clear_removes_the_session_and_is_content_when_there_is_none(
-    store: SessionStore, tmp_path: Path
-) -> None:
+def test_clear_removes_the_session_and_is_content_when_there_is_none(store: Place) -> None:
     store.clear()
     store.clear("work")
-    assert names(tmp_path) == []
+    assert names(store.top) == []
     store.save(SESSION, "work")
     store.clear("work")
     store.clear("work")
     assert store.load("work") is None and store.list_profiles() == []
 
 
-def test_clear_is_content_where_a_session_comes_just_after_it_looked(
-    store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_clear_is_content_if_a_session_comes_later(store: Place, monkeypatch: Patch) -> None:
     unlink = os.unlink
 
     def early(path: str, **options: Any) -> None:
@@ -2825,7 +2732,7 @@ def test_clear_is_content_where_a_session_comes_just_after_it_looked(
 
 
 @any_letters
-def test_profiles_that_have_a_session_are_listed_sorted(store: SessionStore) -> None:
+def test_profiles_that_have_a_session_are_listed_sorted(store: Place) -> None:
     assert store.list_profiles() == []
     for name in ("б", "b", "C", "a b", "é", "a"):
         store.save(SESSION, name)
@@ -2834,26 +2741,26 @@ def test_profiles_that_have_a_session_are_listed_sorted(store: SessionStore) -> 
     assert store.list_profiles() == ["C", "a", "a b", "b", "é", "б"]
 
 
-def test_what_is_no_profile_is_not_listed(store: SessionStore, base: Path) -> None:
+def test_what_is_no_profile_is_not_listed(store: Place) -> None:
     profiles = store.config_dir("empty").parent
     (profiles / "stray.txt").touch()
     put(profiles / "session.json", SESSION.to_json())
     for name in (" a", "a\\b", "a\nb", "\x1b[31m", "\udcff", "a\u200b"):
         with contextlib.suppress(OSError, UnicodeError):  # not every system takes every name
-            write_session(base, SESSION.to_json(), name)
+            write_session(store.base, SESSION.to_json(), name)
     assert store.list_profiles() == []
 
 
 @posix_only
-def test_listed_is_what_load_would_not_call_none(store: SessionStore, base: Path) -> None:
-    write_session(base, "{", "broken")
-    (store.config_dir("dangling") / "session.json").symlink_to("nowhere")
-    (store.config_dir("looping") / "session.json").symlink_to("session.json")
-    (base / "profiles" / "linked").symlink_to("broken")
+def test_listed_is_what_load_would_not_call_none(store: Place) -> None:
+    write_session(store.base, "{", "broken")
+    link(store.config_dir("dangling") / "session.json", "nowhere")
+    link(store.config_dir("looping") / "session.json", "session.json")
+    (store.base / "profiles" / "linked").symlink_to("broken")
     assert store.list_profiles() == ["broken", "linked", "looping"]
 
 
-def test_listing_opens_no_file(store: SessionStore) -> None:
+def test_listing_opens_no_file(store: Place) -> None:
     store.save(SESSION, "work")
     store.set_current_profile("work")
     script = (
@@ -2866,21 +2773,19 @@ def test_listing_opens_no_file(store: SessionStore) -> None:
     assert printed.decode().splitlines() == ["['work'] []", "2"]
 
 
-def test_the_current_profile_is_the_environments_else_config_jsons_else_the_default(
-    store: SessionStore, config_json: Path, monkeypatch: Patch
-) -> None:
+def test_the_current_profile_has_three_sources(store: Place, monkeypatch: Patch) -> None:
     assert store.get_current_profile() == immich_session.DEFAULT_PROFILE == "default"
-    config_json.write_text('{"theme": "dark"}')
+    put(store.config_json, '{"theme": "dark"}')
     assert store.get_current_profile() == "default"
-    config_json.write_text('{"current_profile": 5, "current_profile": "work"}')
+    put(store.config_json, '{"current_profile": 5, "current_profile": "work"}')
     monkeypatch.setenv("IMMICH_PROFILE", "")
     assert store.get_current_profile() == "work"
-    config_json.unlink()
+    store.config_json.unlink()
     store.set_current_profile("работа")
     assert SessionStore().get_current_profile() == "работа"
-    assert json.loads(config_json.read_bytes()) == {"current_profile": "работа"}
-    assert names(config_json.parent) == ["config.json"]
-    config_json.write_text("{")  # nobody looks
+    assert json.loads(store.config_json.read_bytes()) == {"current_profile": "работа"}
+    assert names(store.config_json.parent) == ["config.json"]
+    store.config_json.write_text("{")  # nobody looks
     monkeypatch.setenv("IMMICH_PROFILE", "work")
     assert store.get_current_profile() == "work"
     store.save(OTHER)
@@ -2895,46 +2800,40 @@ BROKEN_CONFIGS = [
 
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS, ids=lambda text: ascii(text[:40]))
-def test_a_broken_config_json_is_an_error_that_names_it_and_is_replaced(
-    text: str, store: SessionStore, config_json: Path
-) -> None:
-    config_json.write_text(text, encoding="utf-8")
+def test_a_broken_config_json_is_an_error_but_can_be_replaced(text: str, store: Place) -> None:
+    put(store.config_json, text)
     uses = (store.get_current_profile, store.load, store.clear, store.config_dir, get_session)
     for use in (*uses, partial(store.save, SESSION)):
-        error_of(InvalidSessionError, config_json, use)
-    assert names(config_json.parent) == ["config.json"] and store.load("work") is None
+        error_of(InvalidSessionError, store.config_json, use)
+    assert names(store.config_json.parent) == ["config.json"] and store.load("work") is None
     store.set_current_profile("work")
-    assert json.loads(config_json.read_text()) == {"current_profile": "work"}
+    assert json.loads(store.config_json.read_text()) == {"current_profile": "work"}
 
 
-def test_what_config_json_says_already_is_not_written_again(
-    store: SessionStore, config_json: Path
-) -> None:
-    put(config_json, '{"theme": "dark",\n"current_profile": "old", "current_profile": "work"}')
-    before = snapshot(config_json.parent)
+def test_what_config_json_says_already_is_not_written_again(store: Place) -> None:
+    put(
+        store.config_json, '{"theme": "dark",\n"current_profile": "old", "current_profile": "work"}'
+    )
+    before = snapshot(store.config_json.parent)
     store.set_current_profile("work")
-    assert snapshot(config_json.parent) == before
+    assert snapshot(store.config_json.parent) == before
     store.set_current_profile("old")
-    assert snapshot(config_json.parent) != before and store.get_current_profile() == "old"
+    assert snapshot(store.config_json.parent) != before and store.get_current_profile() == "old"
 
 
-def test_a_profile_that_nothing_names_yet_is_written_even_if_it_is_the_default(
-    store: SessionStore, config_json: Path
-) -> None:
+def test_a_profile_that_nothing_names_is_written_even_as_the_default(store: Place) -> None:
     for text in (None, "{}", "[]", '{"theme": "dark"}'):
         if text:
-            put(config_json, text)
+            put(store.config_json, text)
         store.set_current_profile("default")
-        assert json.loads(config_json.read_text())["current_profile"] == "default"
+        assert json.loads(store.config_json.read_text())["current_profile"] == "default"
 
 
-def test_unknown_members_of_config_json_are_kept_as_they_are(
-    store: SessionStore, config_json: Path
-) -> None:
+def test_unknown_members_of_config_json_are_kept_as_they_are(store: Place) -> None:
     members = '"a": 1, "b": 1.0, "c": 12345678901234567890, "d": [null, {"x": "ü\\u0000"}], "": ""'
-    config_json.write_text(f'{{{members}, "current_profile": "old"}}', encoding="utf-8")
+    put(store.config_json, f'{{{members}, "current_profile": "old"}}')
     store.set_current_profile("new")
-    kept = json.loads(config_json.read_bytes())
+    kept = json.loads(store.config_json.read_bytes())
     assert kept.pop("current_profile") == "new"
     assert repr(kept) == repr(json.loads(f"{{{members}}}"))
 
@@ -2950,24 +2849,20 @@ def test_unknown_members_of_config_json_are_kept_as_they_are(
         *((bits, False) for bits in (0o600, 0o400, 0o700)),
     ],
 )
-def test_a_session_that_others_have_access_to_draws_a_warning_that_names_it(
-    bits: int, is_told: bool, store: SessionStore, file: Path
-) -> None:
-    put(file, SESSION.to_json()).chmod(bits)
+def test_a_session_open_to_others_draws_a_warning(bits: int, is_told: bool, store: Place) -> None:
+    put(store.file, SESSION.to_json()).chmod(bits)
     for use in (store.load, get_session):
         told = warnings_of(use, "work")
         assert len(told) == is_told
-        assert all(str(file) in each and f"{bits:o}" in each for each in told)
-    assert mode(file) == bits
+        assert all(str(store.file) in each and f"{bits:o}" in each for each in told)
+    assert mode(store.file) == bits
 
 
 @posix_only
-def test_the_warning_points_to_the_line_that_loads_what_may_be_behind_a_link(
-    store: SessionStore, file: Path, tmp_path: Path
-) -> None:
-    file.symlink_to(put(tmp_path / "target", SESSION.to_json()))
+def test_the_warning_points_to_the_line_that_loads_what_may_be_behind_a_link(store: Place) -> None:
+    link(store.file, put(store.top / "target", SESSION.to_json()))
     assert warnings_of(store.load, "work") == []
-    (tmp_path / "target").chmod(0o644)
+    (store.top / "target").chmod(0o644)
     with pytest.warns(UserWarning, match="other users") as caught:
         assert store.load("work") == SESSION
     assert [warning.filename for warning in caught] == [__file__]
@@ -3004,9 +2899,7 @@ def test_a_session_draws_the_warnings_whose_advice_can_be_followed(
 
 
 @pytest.mark.parametrize("modes", ["0644:a+X", "0666:a+X", "0777", "0755"])
-def test_a_file_system_that_keeps_no_modes_draws_the_warning_at_once(
-    modes: str, tmp_path: Path
-) -> None:
+def test_a_file_system_without_modes_draws_the_warning(modes: str, tmp_path: Path) -> None:
     disk, behind = tmp_path / "disk", tmp_path / "behind"
     for place in (disk, behind):
         place.mkdir()
@@ -3033,11 +2926,9 @@ def test_a_file_system_without_owners_and_modes_is_no_obstacle(folding: Path) ->
 
 
 @posix_only
-def test_neither_config_json_nor_a_file_of_a_key_is_checked(
-    store: SessionStore, config_json: Path, tmp_path: Path
-) -> None:
+def test_neither_config_json_nor_a_file_of_a_key_is_checked(store: Place) -> None:
     store.set_current_profile("work")
-    for path in (config_json, put(tmp_path / "key", KEY)):
+    for path in (store.config_json, put(store.top / "key", KEY)):
         path.chmod(0o666)
     assert warnings_of(store.load) == []
     assert warnings_of(partial(from_env, IMMICH_API_KEY_FILE=str(path))) == []
@@ -3065,9 +2956,7 @@ def test_threads_that_save_the_first_sessions_at_once_all_succeed(tmp_path: Path
             assert names(store.config_dir("p0")) == ["session.json"]
 
 
-def test_two_processes_at_once_read_only_whole_sessions_and_leave_nothing(
-    store: SessionStore, file: Path
-) -> None:
+def test_two_processes_at_once_read_only_whole_sessions_and_leave_nothing(store: Place) -> None:
     for session in (LONG, SESSION):
         store.save(session, str(len(session.extra_headers)))
     script = (
@@ -3085,10 +2974,10 @@ def test_two_processes_at_once_read_only_whole_sessions_and_leave_nothing(
         while writer.poll() is None:
             assert store.load("work") in (LONG, SESSION)
     assert writer.returncode == 0
-    assert names(file.parent) == ["session.json"]
+    assert names(store.file.parent) == ["session.json"]
 
 
-def test_threads_that_save_and_clear_at_once_never_see_half_a_session(store: SessionStore) -> None:
+def test_threads_that_save_and_clear_at_once_never_see_half_a_session(store: Place) -> None:
     def work(number: int) -> Set[Optional[Session]]:
         seen: Set[Optional[Session]] = set()
         for _ in range(30):
@@ -3221,9 +3110,7 @@ FROM_ENV = Session(URL, ApiKey(KEY), "")
     ],
     ids=lambda environ: "+".join(environ) or "nothing",
 )
-def test_url_and_key_come_from_the_environment_together_or_not_at_all(
-    environ: Dict[str, str],
-) -> None:
+def test_url_and_key_come_from_the_environment_together(environ: Dict[str, str]) -> None:
     assert session_from_env(environ) is None
 
 
@@ -3246,9 +3133,7 @@ def test_url_and_secret_in_the_environment_are_a_session(monkeypatch: Patch) -> 
         *((url, False) for url in ("https://b", "https://a:444", "https://a/b", "http://a:444")),
     ],
 )
-def test_two_urls_in_the_environment_name_one_server_or_are_an_error(
-    other: str, is_same: bool
-) -> None:
+def test_two_urls_name_one_server_or_are_an_error(other: str, is_same: bool) -> None:
     environ = {"IMMICH_INSTANCE_URL": "https://a/api", "IMMICH_SERVER": other}
     environ["IMMICH_API_KEY"] = KEY
     if is_same:
@@ -3316,18 +3201,14 @@ def test_whatever_the_url_it_can_be_asked_or_is_refused(start: str, rest: str) -
     ],
     ids=range(16),
 )
-def test_a_url_in_the_environment_that_is_none_is_an_error_that_names_the_variable(
-    variable: str, url: str
-) -> None:
+def test_a_url_that_is_none_is_an_error_of_its_variable(variable: str, url: str) -> None:
     error_of(SessionError, variable, session_from_env, {variable: url, "IMMICH_API_KEY": KEY})
 
 
 @pytest.mark.parametrize(
     "junk", [" K", "\nK", "\0", "\x7f", "ü", "\u200b", "\x1b[31m", "\tK", "\udcff"], ids=ascii
 )
-def test_a_key_that_could_not_stand_in_a_header_is_refused_without_an_echo(
-    junk: str, tmp_path: Path
-) -> None:
+def test_a_key_that_could_not_travel_is_not_echoed(junk: str, tmp_path: Path) -> None:
     path = put(tmp_path / "key", (KEY + junk).encode("utf-8", "surrogateescape"))
     error_of(InvalidSessionError, "IMMICH_API_KEY: ", from_env, IMMICH_API_KEY=KEY + junk)
     where = f"IMMICH_API_KEY_FILE: {path}: "
@@ -3337,9 +3218,7 @@ def test_a_key_that_could_not_stand_in_a_header_is_refused_without_an_echo(
 @pytest.mark.parametrize(
     "key", ["{}", "{}\n", " \t{} \r\n", "\n\n{}\n\n", "\ufeff{}\r\n", "", " ", "\n"], ids=ascii
 )
-def test_white_space_around_a_key_is_stripped_and_a_key_of_nothing_else_is_an_error(
-    key: str, tmp_path: Path
-) -> None:
+def test_white_space_around_a_key_is_not_part_of_it(key: str, tmp_path: Path) -> None:
     key = key.format(KEY)
     path = put(tmp_path / "key", key)
     for variable, value in (("IMMICH_API_KEY", key), ("IMMICH_API_KEY_FILE", str(path))):
@@ -3352,9 +3231,7 @@ def test_white_space_around_a_key_is_stripped_and_a_key_of_nothing_else_is_an_er
 
 
 @pytest.mark.parametrize("chosen", [*SECRET_VARIABLES, None])
-def test_only_one_secret_in_the_environment_may_be_set_and_empty_counts_as_unset(
-    chosen: Optional[str], tmp_path: Path
-) -> None:
+def test_only_one_secret_may_be_set(chosen: Optional[str], tmp_path: Path) -> None:
     values = (KEY, str(put(tmp_path / "key", KEY)), KEY)
     filled = dict(zip(SECRET_VARIABLES, values))
     if chosen:
@@ -3378,9 +3255,7 @@ KEY_FILES: Dict[str, Make] = {
 
 @posix_only
 @pytest.mark.parametrize("kind", KEY_FILES)
-def test_a_file_of_a_key_that_cannot_be_used_is_an_error_that_names_variable_and_path(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_file_without_a_key_is_an_error_that_names_it(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     KEY_FILES[kind](path)
     error = error_of(SessionError, path, from_env, IMMICH_API_KEY_FILE=str(path))
@@ -3438,15 +3313,13 @@ both_headers = pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HE
     ],
     ids=ascii,
 )
-def test_extra_headers_come_from_the_environment_a_line_each(
+def test_extra_headers_are_a_line_each(
     tmp_path: Path, variable: str, text: str, headers: Dict[str, str]
 ) -> None:
     assert headers_from_env(tmp_path, text, variable) == headers
 
 
-def test_a_file_of_headers_may_have_comments_and_a_bom_and_a_variable_may_not(
-    tmp_path: Path,
-) -> None:
+def test_a_file_of_headers_may_have_comments_and_a_bom(tmp_path: Path) -> None:
     for text in ("# no\n\n  # no: no\nA: b\n#C: d\n", "\ufeff# no\nA: b", "\ufeffA: b"):
         assert headers_from_env(tmp_path, text, "IMMICH_HEADERS_FILE") == {"A": "b"}
     # A header may begin with the sign of a comment.
@@ -3478,7 +3351,7 @@ def test_headers_may_be_in_one_variable_and_empty_counts_as_unset(tmp_path: Path
     ],
     ids=ascii,
 )
-def test_a_bad_header_of_the_environment_is_told_by_its_line_and_not_echoed(
+def test_a_bad_header_is_told_by_its_line(
     tmp_path: Path, variable: str, text: str, line: int, problem: str
 ) -> None:
     error = error_of(InvalidSessionError, "", headers_from_env, tmp_path, text, variable)
@@ -3500,7 +3373,7 @@ def test_headers_in_quotes_and_a_file_without_one_are_told_as_that(tmp_path: Pat
 
 
 @pytest.fixture
-def full(store: SessionStore, monkeypatch: Patch) -> SessionStore:
+def full(store: Place, monkeypatch: Patch) -> Place:
     """A session from every source there is, by the name of its source."""
     for name in ("named", "variable", "current", "default"):
         store.save(Session(f"https://{name}/api", ApiKey(KEY), ""), name)
@@ -3515,9 +3388,7 @@ def source(*args: Any, **more: Any) -> str:
     return get_session(*args, **more).server_url[len("https://") : -len("/api")]
 
 
-def test_the_session_is_the_named_ones_then_the_environments_then_the_current_ones(
-    full: SessionStore, base: Path, monkeypatch: Patch
-) -> None:
+def test_a_session_has_several_sources(full: Place, monkeypatch: Patch) -> None:
     assert (source("named"), source()) == ("named", "environment")
     monkeypatch.delenv("IMMICH_INSTANCE_URL")
     monkeypatch.setenv("IMMICH_API_KEY", TOKEN)  # which never travels to the server of a profile
@@ -3525,15 +3396,13 @@ def test_the_session_is_the_named_ones_then_the_environments_then_the_current_on
     monkeypatch.delenv("IMMICH_API_KEY")
     monkeypatch.delenv("IMMICH_PROFILE")
     assert source() == "current"
-    (base / "config.json").unlink()
+    full.config_json.unlink()
     assert source() == "default"
 
 
-def test_what_comes_first_is_used_however_broken_the_rest_is(
-    full: SessionStore, base: Path, monkeypatch: Patch
-) -> None:
+def test_what_comes_first_is_used(full: Place, monkeypatch: Patch) -> None:
     monkeypatch.setenv("IMMICH_PROFILE", "..")
-    put(base / "config.json", "{")
+    put(full.config_json, "{")
     assert source() == "environment"
     with monkeypatch.context() as patch:
         patch.setenv(HOME, "")
@@ -3546,18 +3415,16 @@ def test_what_comes_first_is_used_however_broken_the_rest_is(
     "variable, value", [("IMMICH_API_KEY_FILE", ""), ("IMMICH_INSTANCE_URL", "https://a b")]
 )
 def test_a_broken_environment_is_an_error_and_no_reason_to_use_a_profile(
-    variable: str, value: str, full: SessionStore, monkeypatch: Patch
+    variable: str, value: str, full: Place, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("IMMICH_API_KEY" if "KEY" in variable else variable)
     monkeypatch.setenv(variable, value)
     error_of(SessionError, variable, get_session)
 
 
-def test_a_store_with_a_directory_of_its_own_is_as_explicit_as_a_profile(
-    full: SessionStore, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_directory_is_as_explicit_as_a_profile(full: Place, monkeypatch: Patch) -> None:
     monkeypatch.delenv("IMMICH_PROFILE")
-    own = SessionStore(tmp_path / "another")
+    own = SessionStore(full.top / "another")
     for name in ("named", "default"):
         own.save(OTHER, name)
     assert get_session("named", store=own) == get_session(store=own) == OTHER
@@ -3566,13 +3433,11 @@ def test_a_store_with_a_directory_of_its_own_is_as_explicit_as_a_profile(
     assert get_session(store=own) == OTHER
     own.clear()
     error_of(NotLoggedInError, "", get_session, store=own)
-    elsewhere = SessionStore(tmp_path / "a\n\x1b[2J")  # and yet its error is one line
+    elsewhere = SessionStore(full.top / "a\n\x1b[2J")  # and yet its error is one line
     error_of(NotLoggedInError, "", get_session, store=elsewhere)
 
 
-def test_an_expired_session_is_not_logged_in_and_an_opaque_token_is_used(
-    store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_an_expired_session_is_not_logged_in(store: Place, monkeypatch: Patch) -> None:
     store.save(EXPIRED, "work")
     assert error_of(NotLoggedInError, "work", get_session, "work").profile == "work"
     assert store.load("work") == EXPIRED
@@ -3613,9 +3478,8 @@ HALVES = [  # what the environment says, what is stored, and what is missing whe
 
 
 @pytest.mark.parametrize("environ, stored, missing", HALVES, ids=str)
-def test_half_an_environment_is_no_reason_to_use_another_account_but_one_that_is_named(
-    store: SessionStore,
-    base: Path,
+def test_half_an_environment_is_no_reason_to_use_another_account(
+    store: Place,
     monkeypatch: Patch,
     environ: Dict[str, str],
     stored: str,
@@ -3632,15 +3496,13 @@ def test_half_an_environment_is_no_reason_to_use_another_account_but_one_that_is
         assert str(error).startswith(f"{variable}: it is set, and {missing} is not: ")
     else:
         assert get_session() == session
-    assert get_session("default") == get_session(store=SessionStore(base)) == session
+    assert get_session("default") == get_session(store=SessionStore(store.base)) == session
     monkeypatch.setenv("IMMICH_PROFILE", "default")
     assert get_session() == session
 
 
 @pytest.mark.parametrize("name", ["IMMICH_API_KEY", "IMMICH_SERVER"])
-def test_half_an_environment_beside_nothing_is_not_logged_in(
-    name: str, store: SessionStore, monkeypatch: Patch
-) -> None:
+def test_half_an_environment_alone_is_no_login(name: str, store: Place, monkeypatch: Patch) -> None:
     monkeypatch.setenv(name, URL)
     error_of(NotLoggedInError, "set IMMICH_INSTANCE_URL and IMMICH_API_KEY", get_session)
 
