@@ -66,16 +66,14 @@ DEFAULT_PROFILE = "default"
 _WINDOWS = os.name == "nt"
 _FILE_LIMIT = 1 << 20  # bytes of a file or an answer; no session is larger
 _STALE = 60.0  # seconds; an older temporary file was left by a process that was killed
-_PATIENCE = 1.0  # seconds; Windows refuses to touch a file that another process has open
+_PATIENCE = 1.0  # seconds to wait for another process that has a file open
 
 # The environment variables that describe a session. Those that end in _FILE hold a path.
 _URL_VARIABLES = ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")
 _SECRET_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKEN")
 _HEADER_VARIABLES = ("IMMICH_HEADERS", "IMMICH_HEADERS_FILE")
-_SESSION_VARIABLES = (
-    *(*_URL_VARIABLES, "IMMICH_API_URL", *_SECRET_VARIABLES, *_HEADER_VARIABLES),
-    "IMMICH_PROFILE",
-)
+_SESSION_VARIABLES = {*_URL_VARIABLES, *_SECRET_VARIABLES, *_HEADER_VARIABLES}
+_SESSION_VARIABLES |= {"IMMICH_API_URL", "IMMICH_PROFILE"}
 
 
 # Errors
@@ -166,9 +164,8 @@ def _public_url(url: str) -> str:
 
 
 # Windows drops a dot at the end, and takes the name of a device for it whatever follows a dot.
-_NOT_ON_WINDOWS = re.compile(
-    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?',
-    re.IGNORECASE,
+_NOT_ON_WINDOWS = (
+    r'.*[<>:"|?*].*|.*\.|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?'
 )
 
 
@@ -181,7 +178,7 @@ def _is_profile_name(name: str) -> bool:
         and "\\" not in name
         and name.strip(" ") == name
         and len(name.encode("utf-8")) <= 255
-        and not (_WINDOWS and _NOT_ON_WINDOWS.fullmatch(name))
+        and not (_WINDOWS and re.fullmatch(_NOT_ON_WINDOWS, name, re.IGNORECASE))
     )
 
 
@@ -290,41 +287,51 @@ def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
-        if not re.fullmatch(_FIELD_NAME, name):  # not echoed: without its colon, it holds the value
+        problem, member = None, f"headers.{name}"
+        if not re.fullmatch(_FIELD_NAME, name):
             problem = "a name has characters that HTTP does not allow"
-            raise InvalidSessionError(problem, None, "headers")
-        if not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
+            member = "headers"  # without its colon, the name holds the value
+        elif not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
         elif re.fullmatch(_RESERVED, f"{name}: {value}", re.IGNORECASE):
             problem = "this header is reserved"
-        else:
-            continue
-        raise InvalidSessionError(problem, None, f"headers.{name}")
+        if problem:
+            raise InvalidSessionError(problem, None, member)
     if len({name.lower() for name in headers}) < len(headers):
         problem = "the same name is given twice, in different cases"
         raise InvalidSessionError(problem, None, "headers")
 
 
-def _add_headers(
-    headers: Dict[str, str],
-    lines: Sequence[Tuple[int, str]],
-    member: str,
-    path: Optional[str] = None,
+def _add_header(
+    headers: Dict[str, str], line: str, member: str, path: Optional[str] = None, number: int = 0
 ) -> None:
-    """Add what numbered "NAME: VALUE" lines hold to *headers*; a 0 is no number."""
+    """Add a "NAME: VALUE" to *headers*; *number* is that of its line, where there are several."""
+    name, colon, value = (part.strip() for part in line.partition(":"))
+    problem = "" if colon else 'expected "NAME: VALUE"'
+    if name.lower() in map(str.lower, headers):
+        problem = "this header is given twice"
+    try:
+        _check_extra_headers({} if problem else {name: value})
+    except InvalidSessionError as error:
+        problem = str(error)
+    if problem:
+        where = f"line {number}: " if number else ""
+        raise InvalidSessionError(where + problem, path, member)
+    headers[name] = value
+
+
+def _add_headers(
+    headers: Dict[str, str], text: str, member: str, path: Optional[str] = None
+) -> None:
+    """Add what the lines of a variable hold to *headers*, or those of the file *path*."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line]
+    if path is not None:  # comments; a variable has none, as "#" may begin the name of a header
+        lines = [(number, line) for number, line in lines if not line.startswith("#")]
+        if not lines:
+            raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
     for number, line in lines:
-        name, colon, value = (part.strip() for part in line.partition(":"))
-        problem = "" if colon else 'expected "NAME: VALUE"'
-        if name.lower() in map(str.lower, headers):
-            problem = "this header is given twice"
-        try:
-            _check_extra_headers({} if problem else {name: value})
-        except InvalidSessionError as error:
-            problem = str(error)
-        if problem:
-            where = f"line {number}: " if number else ""
-            raise InvalidSessionError(where + problem, path, member)
-        headers[name] = value
+        _add_header(headers, line, member, path, number)
 
 
 # JSON: strict where the meaning could differ
@@ -634,6 +641,11 @@ def _checked_path(path: str) -> str:
     raise SessionError(f"{path!a}: this cannot be a path on this system")
 
 
+def _directory_path(path: str) -> str:
+    """Return the path of a directory without a slash at its end; a root stays one."""
+    return os.path.dirname(os.path.join(_checked_path(path), ""))
+
+
 def _check_size(size: int, path: str) -> None:
     if size > _FILE_LIMIT:
         raise InvalidSessionError(f"it is larger than {_FILE_LIMIT} bytes", path)
@@ -644,31 +656,42 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else -1
 
 
+def _is_anothers(owner: int, path: str) -> bool:
+    """Tell whether a file belongs to neither us nor root, nor is in a directory of its owner's."""
+    if owner in (_user(), 0):
+        return False
+    with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
+        return _user() != 0 or os.stat(os.path.dirname(path) or os.curdir).st_uid != owner
+    return True
+
+
 def _warn_if_exposed(status: os.stat_result, path: str, is_new: bool = False) -> None:
     """Warn if other users can access a file with a secret, where advice can be followed."""
-    mode, user = stat.S_IMODE(status.st_mode), _user()
-    if user < 0:
-        return
-    if mode & (0o077 if is_new or status.st_uid == user else 0o022):
-        remedy = _ELSEWHERE if is_new or mode & 0o111 else "chmod 600"
-        problem = f"other users can read or write it (mode {mode:04o}): {remedy}"
+    mode, owner, user = stat.S_IMODE(status.st_mode), status.st_uid, _user()
+    problems: List[str] = []
+    if mode & (0o077 if is_new or owner == user else 0o022):
+        remedy = "chmod 600" if user in (0, owner) else f"its owner (uid {owner}) can chmod go-w it"
+        remedy = _ELSEWHERE if is_new or mode & 0o111 else remedy
+        problems.append(f"other users can read or write it (mode {mode:04o}): {remedy}")
+    if is_new and user == 0 != owner:
+        problems.append(f"it belongs to uid {owner}, not to root")
+    if not is_new and _is_anothers(owner, path):
+        problems.append(f"it belongs to another user (uid {owner})")
+    for problem in problems if user >= 0 else ():
         warnings.warn(_sentence(path, problem), stacklevel=4)
-    if status.st_uid in (user, 0):
-        return
-    with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
-        if user == 0 and os.stat(os.path.dirname(path) or os.curdir).st_uid == status.st_uid:
-            return
-    problem = f"it belongs to another user (uid {status.st_uid})"
-    warnings.warn(_sentence(path, problem), stacklevel=4)
+
+
+# What Windows says of a file that another process has open, and Linux of one with a lease (Samba).
+_IN_USE = PermissionError if _WINDOWS else BlockingIOError
 
 
 def _patiently(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call *call*; on Windows again for a while, if another process has the file open."""
-    deadline = time.monotonic() + _PATIENCE if _WINDOWS else 0.0
+    """Call *call*; try again for a while, if another process has the file open."""
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             return call(*args, **options)
-        except PermissionError:
+        except _IN_USE:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0)  # any longer would miss the moments between busy readers
@@ -698,6 +721,15 @@ def _read_file(path: str, private: bool = False) -> Optional[bytes]:
     if private:
         _warn_if_exposed(status, path)
     return data
+
+
+def _sync(descriptor: int) -> None:
+    """Make what was written survive a crash, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def _sync_directory(path: str) -> None:
@@ -818,7 +850,7 @@ def _link_target(path: str) -> str:
 
 
 # The names that _replace makes, and version 1.0 made, of a file's name.
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+_TEMPORARY = r"\.(.+)\.[a-z0-9_]{8}\.tmp"
 
 
 def _remove(path: str) -> None:
@@ -840,7 +872,7 @@ def _sweep(path: str, now: float) -> None:
     entries: List[str] = []
     with contextlib.suppress(OSError):  # not there, or it shows nobody what is in it
         entries = os.listdir(directory or os.curdir)
-    for match in filter(None, map(_TEMPORARY.fullmatch, entries)):
+    for match in filter(None, map(re.compile(_TEMPORARY, re.DOTALL).fullmatch, entries)):
         temporary = os.path.join(directory, match[0])
         with contextlib.suppress(OSError):
             if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
@@ -857,8 +889,8 @@ def _replace_in(
     except NotImplementedError as error:  # PyPy, which needs /dev/urandom
         raise OSError(errno.ENODEV, str(error)) from error
     at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
-    descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
     try:
+        descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
         try:
             heir = None if place is None else _heir(place, directory, base)
             status = _settle(descriptor, 0o600, heir)
@@ -866,12 +898,12 @@ def _replace_in(
                 _sweep(os.path.join(directory, name), status.st_mtime)
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
         both = {f"{end}_dir_fd": place for end in ("src", "dst") if place is not None}
         _patiently(os.replace, temporary, os.path.join(here, name), **both)
-    except BaseException:
+    except BaseException:  # Ctrl-C too, wherever it comes
         with contextlib.suppress(OSError):
             _patiently(os.unlink, temporary, **at)
         raise
@@ -884,13 +916,12 @@ def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     # For root by a descriptor: who owns a directory above could swap it for a link meanwhile.
     place = os.open(directory or os.curdir, os.O_RDONLY) if _user() == 0 else None
     try:
-        status = _replace_in(place, directory, name, data, base)
+        return _replace_in(place, directory, name, data, base)
     finally:
         if place is not None:
             with contextlib.suppress(OSError):  # the file is there by now
                 os.close(place)
-    _sync_directory(directory)
-    return status
+        _sync_directory(directory)  # after a failure too: or a crash brings the temporary back
 
 
 def _write_file(path: str, data: bytes, base: str, private: bool = False) -> None:
@@ -902,12 +933,10 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
         except (FileNotFoundError, FileExistsError):  # clear() swept it, or its name was taken
             status = _replace(target, data, base)
     except OSError as error:
-        raise SessionError(_sentence(target, "it cannot be written", _reason(error))) from error
-    if private and os.name == "posix":
+        link = f"it leads to {target}" if target != path else None
+        raise SessionError(_sentence(path, link, "it cannot be written", _reason(error))) from error
+    if private:
         _warn_if_exposed(status, target, is_new=True)
-        if _user() == 0 and status.st_uid != 0:
-            problem = f"it belongs to the owner of its directory (uid {status.st_uid}), not to root"
-            warnings.warn(_sentence(target, problem), stacklevel=3)
 
 
 def _remove_file(path: str) -> None:
@@ -941,10 +970,8 @@ def _home() -> str:
 
 def _decode_config(data: bytes) -> str:
     """Return the current profile that a config.json names."""
-    members = _object(_decode(data))
-    if "current_profile" not in members:
-        return DEFAULT_PROFILE
-    return _string(members["current_profile"], "current_profile")
+    name = _object(_decode(data)).get("current_profile", DEFAULT_PROFILE)
+    return _string(name, "current_profile")
 
 
 def _check_spelling(directory: str) -> None:
@@ -970,7 +997,7 @@ def _base_from_env() -> str:
     if not base:
         return os.path.join(_home(), ".config", "immich")
     if os.path.isabs(base) and base == base.strip():
-        return base
+        return _directory_path(base)
     meant = base
     with contextlib.suppress(OSError):  # the working directory may be deleted
         meant = os.path.abspath(base)
@@ -989,14 +1016,14 @@ class SessionStore:
     """
 
     def __init__(self, base_dir: Union[str, "os.PathLike[str]", None] = None) -> None:
-        self._base_dir = None if base_dir is None else _checked_path(os.fspath(base_dir))
+        self._base_dir = None if base_dir is None else _directory_path(os.fspath(base_dir))
 
     def __repr__(self) -> str:
         return f"SessionStore({self._base_dir!r})"
 
     def _path(self, *parts: str) -> str:
         base = self._base_dir or _base_from_env()
-        return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) or os.sep)
+        return _checked_path(os.sep.join((base.rstrip(os.sep), *parts)) if parts else base)
 
     def _profile_path(self, profile: Optional[str], *parts: str) -> str:
         name = self.get_current_profile() if profile is None else _checked_profile(profile)
@@ -1090,15 +1117,20 @@ class SessionStore:
 # Environment
 
 
+def _filled(environ: Mapping[str, str], names: Sequence[str]) -> List[str]:
+    """Return those of these variables that are set, and not to nothing."""
+    return [name for name in names if environ.get(name)]
+
+
 def _variable(environ: Mapping[str, str], names: Sequence[str]) -> Optional[str]:
     """Return the one of these variables that counts: one that is set, rather not to nothing."""
-    given = [name for name in names if name in environ]
-    return next((name for name in given if environ[name]), given[0] if given else None)
+    given = _filled(environ, names) or [name for name in names if name in environ]
+    return given[0] if given else None
 
 
 def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
     """Return the server that the environment names, None if it names none."""
-    names = [name for name in _URL_VARIABLES if environ.get(name)]
+    names = _filled(environ, _URL_VARIABLES)
     urls = [_normalised_url(environ[name], name) for name in names]
     if len(urls) > 1 and not _is_same_api(*map(_with_api, urls)):
         problem = f"it names another server than {names[0]}: unset one of them"
@@ -1108,7 +1140,7 @@ def _environment_url(environ: Mapping[str, str]) -> Optional[str]:
 
 def _text_file(path: str, member: Optional[str] = None, private: bool = False) -> str:
     """Return the text of a file that must be there; *member* is what names it."""
-    problem = "there is no such file"
+    problem, where = "there is no such file", path or None
     try:
         data = _read_file(_checked_path(path), private)
         if data is not None:
@@ -1118,15 +1150,15 @@ def _text_file(path: str, member: Optional[str] = None, private: bool = False) -
     except InvalidSessionError as error:
         problem = error.problem
     except SessionError as error:  # it cannot be a path
-        raise InvalidSessionError(str(error), None, member) from None
-    raise InvalidSessionError(problem, path, member)
+        problem, where = str(error), None
+    raise InvalidSessionError(problem, where, member)
 
 
 def _from_variables(
     environ: Mapping[str, str], names: Sequence[str]
 ) -> Tuple[str, Optional[str], str]:
     """Return what the one of these variables that is set holds: text, file, and its name."""
-    filled = [name for name in names if environ.get(name)]
+    filled = _filled(environ, names)
     if len(filled) > 1:
         problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
         raise InvalidSessionError(problem, None, filled[0])
@@ -1137,28 +1169,12 @@ def _from_variables(
     return text, None, name
 
 
-def _lines(text: str) -> List[Tuple[int, str]]:
-    """Return the lines that are not blank, with their numbers."""
-    lines = enumerate(map(str.strip, text.splitlines()), 1)
-    return [(number, line) for number, line in lines if line]
-
-
-def _header_lines(text: str, path: str, member: str) -> List[Tuple[int, str]]:
-    """Return the lines of a file that hold headers; it may have comments."""
-    lines = [(number, line) for number, line in _lines(text) if not line.startswith("#")]
-    if not lines:
-        raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
-    return lines
-
-
 def _environment_headers(environ: Mapping[str, str]) -> Dict[str, str]:
     text, path, name = _from_variables(environ, _HEADER_VARIABLES)
     if text.startswith('"'):  # no name begins so, but one may begin with a single quote
         _check_unquoted(text.strip(), name, path)
-    # No comments in a variable: "#" is legal in the name of a header.
-    lines = _lines(text) if path is None else _header_lines(text, path, name)
     headers: Dict[str, str] = {}
-    _add_headers(headers, lines, name, path)
+    _add_headers(headers, text, name, path)
     return headers
 
 
@@ -1192,13 +1208,12 @@ _REMEDIES: List[Callable[[Optional[Session], str, SessionStore], str]] = []
 def _refuse_half_environment(session: Session) -> None:
     """Refuse to use a stored session where the environment may mean another one."""
     url = _environment_url(os.environ)
-    names = _SECRET_VARIABLES if url is None else _URL_VARIABLES
-    variable = next((name for name in names if os.environ.get(name)), None)
-    if variable is None or (url is not None and _is_same_server(url, session.server_url)):
+    given = _filled(os.environ, _SECRET_VARIABLES if url is None else _URL_VARIABLES)
+    if not given or (url is not None and _is_same_server(url, session.server_url)):
         return
     missing = "IMMICH_INSTANCE_URL" if url is None else "IMMICH_API_KEY"
-    ways = f"set that too, unset {variable}, or name a profile (IMMICH_PROFILE)"
-    raise InvalidSessionError(f"it is set, and {missing} is not: {ways}", None, variable)
+    ways = f"set that too, unset {given[0]}, or name a profile (IMMICH_PROFILE)"
+    raise InvalidSessionError(f"it is set, and {missing} is not: {ways}", None, given[0])
 
 
 def _find_session(
@@ -2057,11 +2072,10 @@ def _given_headers(given: Sequence[str]) -> Dict[str, str]:
     headers: Dict[str, str] = {}
     for text in given:
         if text.startswith("@"):
-            lines = _header_lines(_text_file(text[1:], "-H"), text[1:], "-H")
-            _add_headers(headers, lines, "-H", text[1:])
+            _add_headers(headers, _text_file(text[1:], "-H"), "-H", text[1:])
         else:
             _say('warning: other users can see secrets on the command line; use "-H @FILE"')
-            _add_headers(headers, [(0, text)], "-H")
+            _add_header(headers, text, "-H")
     return headers
 
 

@@ -1752,10 +1752,15 @@ def root_keeps(config: Path, base: Path) -> bool:
 
 
 @root_only
-@pytest.mark.parametrize("mask", [0o022, 0o777])
-def test_what_root_makes_belongs_to_the_owner_of_its_directory(land: Path, mask: int) -> None:
-    store = SessionStore(land / ".config" / "immich")
+@pytest.mark.parametrize("mask, named", [(0o022, False), (0o777, True)])
+def test_what_root_makes_belongs_to_the_owner_of_its_directory(
+    land: Path, mask: int, named: bool, monkeypatch: Patch
+) -> None:
+    place = f"{land}/.config/immich/"
+    monkeypatch.setenv("IMMICH_CONFIG_DIR", place)
+    store = SessionStore(place if named else None)
     with umask(mask):
+        store.base_config_dir()
         (told,) = warnings_of(store.save, SESSION, "work")
         assert warnings_of(store.set_current_profile, "work") == []
         store.config_dir("empty")
@@ -2074,6 +2079,27 @@ def test_a_broken_file_is_an_error_but_can_be_replaced(text: bytes, store: Place
     assert not store.file.exists()
 
 
+@windows_only
+def test_the_root_of_a_drive_is_itself_and_not_the_current_directory_there() -> None:
+    assert SessionStore("C:\\").base_config_dir() == Path("C:\\")
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux has leases")
+def test_a_file_with_a_lease_is_read_once_its_holder_lets_it_go(store: Place) -> None:
+    """As Samba does: the file is lent to a process until another one asks for it."""
+    with put(store.file, SESSION.to_json()).open("r+") as holder:
+        signal.signal(signal.SIGIO, lambda *_: lease(fcntl.F_UNLCK))
+        lease = partial(fcntl.fcntl, holder, fcntl.F_SETLEASE)
+        try:
+            lease(fcntl.F_WRLCK)
+        except OSError:
+            pytest.skip("this file system has no leases")
+        try:
+            assert store.load("work") == SESSION
+        finally:
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
+
+
 # SessionStore: what is no regular file
 
 
@@ -2269,6 +2295,13 @@ def test_a_link_to_config_json_stays(store: Place) -> None:
 
 
 @posix_only
+def test_a_link_into_a_missing_directory_is_told_with_its_end(store: Place) -> None:
+    link(store.file, store.top / "disk" / "target")
+    where = f"{store.file}: it leads to {store.top / 'disk' / 'target'}: "
+    assert refused_save(store, errno.ENOENT).startswith(where)
+
+
+@posix_only
 def test_a_file_is_replaced_not_written_into(store: Place) -> None:
     store.save(SESSION, "work")
     with store.file.open() as reader:
@@ -2342,11 +2375,20 @@ def test_clear_leaves_the_link_where_the_file_behind_it_cannot_be_removed(land: 
 # SessionStore: saving is all or nothing
 
 
-def refused_save(store: SessionStore, number: int) -> None:
+def refused_save(store: SessionStore, number: int) -> str:
     """Save where the system refuses it: the answer names the file and the reason."""
     session = with_headers({"a": HEADER * 1000}, LOGIN)
     error = error_of(SessionError, os.strerror(number), store.save, session, "work")
     assert type(error) is SessionError and "session.json" in str(error)
+    return str(error)
+
+
+def fail(number: int, *_: object, **__: object) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def interrupt(*_: object, **__: object) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -2459,20 +2501,10 @@ def test_a_directory_that_may_be_written_but_not_listed_is_enough(land: Path) ->
 
 
 @posix_only
-def test_nothing_fails_without_modes_and_fsync(store: Place, monkeypatch: Patch) -> None:
-    fsync = os.fsync
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    def of_files_only(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", of_files_only)
-    for name in ("chmod", "fchmod"):
-        monkeypatch.setattr(os, name, refuse)
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_nothing_fails_without_modes_and_fsync(code: int, store: Place, monkeypatch: Patch) -> None:
+    for name in ("fsync", "chmod", "fchmod"):
+        monkeypatch.setattr(os, name, partial(fail, code))
     with umask(0):
         store.save(SESSION, "work")
         store.set_current_profile("work")
@@ -2528,29 +2560,46 @@ def test_what_clear_removes_is_gone(
     assert all(map(os.path.samestat, (at for at, _ in synced), map(os.stat, directories)))
 
 
+@posix_only
+def test_the_temporary_of_a_save_that_fails_is_gone(store: Place, monkeypatch: Patch) -> None:
+    found: List[object] = []
+    fsync, directory = os.fsync, store.config_dir("work")
+
+    def recorded(descriptor: int) -> None:
+        found.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and os.listdir(directory))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", partial(fail, errno.EIO))
+    refused_save(store, errno.EIO)
+    assert found == [False, []]
+
+
 def test_a_disk_that_fails_at_fsync_keeps_the_old_session(store: Place, monkeypatch: Patch) -> None:
     store.save(SESSION, "work")
-
-    def fail(descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", partial(fail, errno.EIO))
     refused_save(store, errno.EIO)
     assert store.load("work") == SESSION
     assert names(store.file.parent) == ["session.json"]
 
 
 @posix_only
-@pytest.mark.parametrize("step", ["fstat", "listdir", "write", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["fstat", "listdir", "write", "fsync", "replace", "open"])
 def test_an_interrupted_save_leaves_nothing(step: str, store: Place, monkeypatch: Patch) -> None:
     store.save(SESSION, "work")
+    opened = os.open
 
-    def interrupted(*_: object, **__: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+    def made(path: str, flags: int, *args: Any, **options: Any) -> int:
+        """Make the temporary, whose number nobody learns."""
+        descriptor = opened(path, flags, *args, **options)
+        if flags & os.O_EXCL:
+            os.close(descriptor)
+            interrupt()
+        return descriptor
 
     before = set(os.listdir("/dev/fd"))
     with monkeypatch.context() as patch:
-        patch.setattr(os, step, interrupted)
+        patch.setattr(os, step, made if step == "open" else interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.save(OTHER, "work")
     assert set(os.listdir("/dev/fd")) == before
@@ -2868,6 +2917,7 @@ def test_the_warning_points_to_the_line_that_loads_what_may_be_behind_a_link(sto
     assert [warning.filename for warning in caught] == [__file__]
 
 
+GO_W = r"uid \d+\) can chmod go-w it$"
 CHMOD, ELSEWHERE, ANOTHER = "chmod 600$", "on another file system$", r"another user \(uid 12345\)$"
 
 
@@ -2879,8 +2929,8 @@ CHMOD, ELSEWHERE, ANOTHER = "chmod 600$", "on another file system$", r"another u
         *((65534, bits, 65534, [ELSEWHERE]) for bits in (0o755, 0o777)),
         (65534, 0o700, 65534, []),
         *((0, bits, 65534, []) for bits in (0o444, 0o755)),  # a Kubernetes secret
-        *((0, 0o464, 65534, [CHMOD]), (0, 0o777, 65534, [ELSEWHERE])),
-        *((12345, 0o644, 65534, [ANOTHER]), (12345, 0o666, 65534, [CHMOD, ANOTHER])),
+        *((0, 0o464, 65534, [GO_W]), (0, 0o777, 65534, [ELSEWHERE])),
+        *((12345, 0o644, 65534, [ANOTHER]), (12345, 0o666, 65534, [GO_W, ANOTHER])),
         (0, 0o640, 0, [CHMOD]),
         *((65534, 0o644, 0, []), (65534, 0o622, 0, [CHMOD])),  # its directory is of the same user
         (12345, 0o600, 0, [ANOTHER]),
