@@ -1990,10 +1990,8 @@ BROKEN: List[Tuple[Payload, str]] = [  # as a session.json and as a config.json
     ('{"current_profile": "\\ud800"}', "it is not UTF-8, or has unpaired surrogates"),
     *((SESSION.to_json().encode() + junk, "it is not UTF-8") for junk in (b"\xff", b"\xe6\xbc")),
     (SESSION.to_json().encode("utf-16"), "it is not UTF-8"),
-    *(
-        (SESSION.to_json()[:-9] + x, "it is not JSON (line ")
-        for x in ("", '"', "} x", f"}}}} {KEY}")
-    ),
+    *((SESSION.to_json()[:-9] + x, "it is not JSON (line ") for x in ("", '"')),
+    (SESSION.to_json() + KEY, "it is not JSON (line 11, column 2)"),
     ("\0" * 4096, "it is not JSON (line 1, column 1)"),
     *((f'{{"current_profile": {x}, "auth": {x}}}', "expected a") for x in ("1", "null", '["a"]')),
 ]
