@@ -1555,10 +1555,26 @@ def test_the_directories_are_made_when_they_are_asked_for(store: Place) -> None:
     assert store.config_dir() == store.base / "profiles" / "work"
 
 
-def test_a_directory_may_be_made_by_others_meanwhile(store: Place, monkeypatch: Patch) -> None:
-    around(monkeypatch, "mkdir", os.mkdir)
+@pytest.mark.parametrize("full", [False, True])
+def test_a_directory_may_be_made_by_others(full: bool, store: Place, monkeypatch: Patch) -> None:
+    def make(_: str, path: str) -> None:
+        os.makedirs(os.path.join(path, "kept") if full else path)
+
+    around(monkeypatch, "rename", make)
     store.save(SESSION)
     assert store.load() == SESSION
+    assert not list(store.top.rglob("*.tmp"))
+
+
+@posix_only
+def test_a_directory_that_cannot_get_its_name_is_removed(store: Place, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(os, "rename", partial(fail, errno.EIO))
+    reason = f"{store.top / 'home'}: the directory cannot be created: {os.strerror(errno.EIO)}"
+    error_of(SessionError, reason, store.save, SESSION)
+    monkeypatch.setattr(os, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.base_config_dir()
+    assert names(store.top) == []
 
 
 # SessionStore: two spellings of one name
@@ -1732,6 +1748,38 @@ def test_root_keeps_what_others_may_reach(place: str, bits: int, owner: int, con
     (config.parent / place).chmod(bits)
     assert root_keeps(config, link)
     assert root_keeps(config, config) is (place != "..")
+
+
+@root_only
+def test_two_saves_of_root_at_once_lock_nobody_out(land: Path, monkeypatch: Patch) -> None:
+    def save_too(*_: object) -> None:
+        monkeypatch.undo()
+        SessionStore(land / ".config").save(OTHER, "other")
+
+    around(monkeypatch, "mkdir", ignore, save_too)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SessionStore(land / ".config").save(SESSION, "work")
+    assert {path.stat().st_uid for path in land.rglob("*")} == {65534}
+
+
+@root_only
+@posix_only
+def test_a_killed_save_of_root_locks_nobody_out(land: Path) -> None:
+    places = [land / str(lines) for lines in range(0, 400, 7)]
+    with ordinary_user():
+        for place in places:
+            place.mkdir()
+    for lines, place in enumerate(places):
+        store = SessionStore(place / "immich")
+        save_up_to_line(store, lines * 7)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            store.save(SESSION, "work")
+        with ordinary_user():
+            store.save(OTHER, "work")
+            assert store.load("work") == OTHER
+    assert (places[-1] / "immich").exists()
 
 
 @root_only
@@ -2267,6 +2315,39 @@ def test_a_link_of_anybody_else_is_itself_replaced_and_removed(
     assert os.path.lexists(path) is (name == "config.json")
 
 
+@root_only
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux opens a link itself")
+@pytest.mark.parametrize("moment", ["lstat", "readlink"])
+@pytest.mark.parametrize("use", [partial(SessionStore.save, session=OTHER), SessionStore.clear])
+def test_a_link_may_be_exchanged_for_another_users(
+    use: Callable[..., None], moment: str, land: Path, monkeypatch: Patch
+) -> None:
+    planted, precious = land / "planted", put(land / "precious", "kept")
+    with ordinary_user():
+        own = link(SessionStore(land).config_dir("work") / "session.json", land / "target")
+    os.chown(link(planted, precious), 12345, -1, follow_symlinks=False)
+    os.chown(precious, 65534, -1)
+
+    def exchange(*_: object) -> None:
+        if planted.is_symlink():
+            planted.rename(own)
+
+    around(monkeypatch, moment, exchange if moment == "readlink" else ignore, exchange)
+    with ordinary_user():
+        use(SessionStore(land), profile="work")
+    assert precious.read_text() == "kept"
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["lstat", "readlink"])
+def test_a_link_that_cannot_be_read_stays(name: str, store: Place, monkeypatch: Patch) -> None:
+    link(store.file, put(store.top / "target", SESSION.to_json()))
+    monkeypatch.setattr(os, name, partial(fail, errno.EIO))
+    for use in (partial(store.save, OTHER, "work"), partial(store.clear, "work")):
+        error_of(SessionError, store.file, use)
+    assert store.file.is_symlink() and store.load("work") == SESSION
+
+
 @posix_only
 @pytest.mark.parametrize("behind", ["loop/target", "file/target", "nowhere/", "x" * 300, "nowhere"])
 def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(behind: str, store: Place) -> None:
@@ -2460,6 +2541,22 @@ def test_what_is_cleared_is_gone(left: str, linked: bool, store: Place, monkeypa
 
 
 @posix_only
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_switch_that_has_nothing_to_write_is_durable_as_well(
+    linked: bool, store: Place, monkeypatch: Patch
+) -> None:
+    """Who wrote it may have been killed before that."""
+    place = store.config_dir("elsewhere") if linked else store.base_config_dir()
+    if linked:
+        link(store.config_json, place / "target")
+    store.set_current_profile("work")
+    synced: List[os.stat_result] = []
+    around(monkeypatch, "fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
+    store.set_current_profile("work")
+    assert len(synced) == 1 and os.path.samestat(synced[0], place.stat())
+
+
+@posix_only
 def test_the_temporary_of_a_save_that_fails_is_gone(store: Place, monkeypatch: Patch) -> None:
     found: List[object] = []
     directory = store.config_dir("work")
@@ -2506,7 +2603,12 @@ def test_an_interrupted_save_leaves_nothing(step: str, store: Place, monkeypatch
 @pytest.mark.parametrize("use", [partial(SessionStore.save, session=SESSION), SessionStore.clear])
 def test_a_link_may_vanish(use: Callable[..., None], store: Place, monkeypatch: Patch) -> None:
     link(store.file, "../target")
-    around(monkeypatch, "readlink", lambda path: store.file.unlink())
+
+    def remove(*_: object) -> None:
+        if store.file.is_symlink():
+            store.file.unlink()
+
+    around(monkeypatch, "lstat", ignore, remove)
     use(store, profile="work")
     assert not store.file.is_symlink() and not (store.file.parent.parent / "target").exists()
 
@@ -2610,6 +2712,33 @@ def test_foreign_files_are_never_touched(store: Place) -> None:
     store.save(SESSION, "work")
     store.clear("work")
     assert names(store.file.parent) == sorted(others.split())
+
+
+@posix_only
+def test_what_cannot_be_removed_hides_no_other_temporary(store: Place, monkeypatch: Patch) -> None:
+    store.save(SESSION, "work")
+    temporaries = [store.file.with_name(f".session.json.{end * 8}.tmp") for end in "abcdefgh"]
+    for use in (partial(store.save, SESSION, "work"), partial(store.clear, "work")):
+        for path in temporaries:
+            if path is temporaries[3]:
+                path.mkdir(exist_ok=True)
+            else:
+                path.touch()
+            os.utime(path, (1, 1))
+        if isinstance(use.args[0], str):
+            error_of(SessionError, temporaries[3], use)
+        else:
+            use()
+        assert [path for path in temporaries if path.exists()] == [temporaries[3]]
+
+
+@posix_only
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_clear_says_where_it_could_not_look(code: int, store: Place, monkeypatch: Patch) -> None:
+    store.save(SESSION, "work")
+    monkeypatch.setattr(os, "listdir", partial(fail, code))
+    store.save(OTHER, "work")
+    error_of(SessionError, store.file.parent, store.clear, "work")
 
 
 @pytest.mark.parametrize("times", [1, 2])
