@@ -4435,6 +4435,19 @@ def test_a_redirect_without_end_or_sense_is_an_error(server: Server, location: s
     assert len(server.asked) < 30
 
 
+def test_four_redirects_are_followed_and_no_more(server: Server) -> None:
+    for number in range(1, 6):
+        server.answers[f"GET /{number}"] = redirect(f"/{number + 1}")
+    for first, is_found in ((2, True), (1, False)):
+        server.answers["GET /5"] = endpoint("/back")
+        server.answers["GET /back/server/ping"] = PONG
+        server.answers[WELL_KNOWN] = redirect(f"/{first}")
+        assert (resolve_api_url(server.url) == f"{server.url}/back") is is_found
+    server.answers = Exactly({WELL_KNOWN: redirect("/.well-known/immich")})
+    assert "too many redirects" in refused(301, resolve_api_url, server.url)
+    assert visited(server).endswith("W W W W W /apiP")
+
+
 @pytest.mark.parametrize("status", REDIRECTS)
 def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int) -> None:
     server, other = serve(), serve()
@@ -7088,7 +7101,11 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(
         assert done == (status, "", told if os.name == "posix" else done.err)
     told = "immich_session: a\\x00b: it cannot be run: this cannot be a command\n"
     assert cli("exec", "--", "a\0b") == (127, "", told)
-    assert cli("exec", "--", "").err.startswith("immich_session: '': it cannot be run: ")
+    done = cli("exec", "--", "")
+    assert (done.status, done.err.startswith("immich_session: '': it cannot be run: ")) == (
+        127,
+        True,
+    )
 
 
 @posix_only
