@@ -806,8 +806,8 @@ def _settle_directory(path: str, base: str) -> None:
         _settle(descriptor, 0o700, heir)
 
 
-def _temporary(name: str) -> str:
-    """Return a new name for what is to become *name*; _sweep knows it, and those of version 1.0."""
+def _temporary_name(name: str) -> str:
+    """Return a new name for what is to become *name*; _temporaries finds it."""
     try:
         return f".{name}.{os.urandom(4).hex()}.tmp"
     except NotImplementedError as error:  # PyPy, which needs /dev/urandom
@@ -819,7 +819,7 @@ def _make_one_directory(path: str, base: str) -> None:
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     above = os.path.dirname(path)
-    temporary = os.path.join(above, _temporary("new"))
+    temporary = os.path.join(above, _temporary_name("new"))
     os.mkdir(temporary, 0o700)
     try:
         _settle_directory(temporary, base)
@@ -902,29 +902,25 @@ def _remove(path: str) -> None:
             raise SessionError(problem) from error
 
 
-def _sweep(path: str, now: float) -> None:
-    """Remove temporaries of *path* that killed processes left, if they are old enough *now*."""
+def _temporaries(path: str) -> List[str]:
+    """Return what killed processes left, or live ones are writing, for *path*."""
     directory, name = os.path.split(path)
-    problem = None
     try:
         entries = os.listdir(directory or os.curdir)
     except (FileNotFoundError, NotADirectoryError, PermissionError):  # or it shows nobody its names
-        entries = []
+        return []
     except OSError as error:
         raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
     is_temporary = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.tmp").fullmatch
-    for temporary in (os.path.join(directory, each) for each in filter(is_temporary, entries)):
-        try:
+    return [os.path.join(directory, entry) for entry in filter(is_temporary, entries)]
+
+
+def _sweep(path: str, now: float) -> None:
+    """Remove the temporaries of *path* that killed processes left; those of *now* are live."""
+    for temporary in _temporaries(path):
+        with contextlib.suppress(OSError, SessionError):
             if now - os.lstat(temporary).st_mtime >= _STALE:
                 _remove(temporary)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            problem = SessionError(_sentence(temporary, "it cannot be removed", _reason(error)))
-        except SessionError as error:  # and go on with the others
-            problem = error
-    if problem is not None:
-        raise problem
 
 
 def _replace_in(
@@ -932,7 +928,7 @@ def _replace_in(
 ) -> os.stat_result:
     """Put a new file in the place of *name*, through the open directory *place* if there is one."""
     here = directory if place is None else ""
-    temporary = os.path.join(here, _temporary(name))
+    temporary = os.path.join(here, _temporary_name(name))
     at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
     try:
         descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
@@ -987,11 +983,15 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
     for victim in dict.fromkeys((_link_target(path), path)):
-        try:
-            _remove(victim)
-            _sweep(victim, float("inf"))
-        finally:
-            _sync_directory(os.path.dirname(victim))
+        problem = None
+        for each in (victim, *_temporaries(victim)):
+            try:
+                _remove(each)
+            except SessionError as error:  # and go on with the others
+                problem = error
+        _sync_directory(os.path.dirname(victim))
+        if problem is not None:
+            raise problem
 
 
 # The store
