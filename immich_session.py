@@ -1675,7 +1675,8 @@ class _Client:
     def get(self, base: str, path: str, url: str = "", hops: int = 4) -> Tuple[str, _Answer]:
         """GET *base* + *path*, follow redirects on the server; return the last URL and its answer.
 
-        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
+        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.  *url* is
+        where redirects have led so far, and *hops* how many more are followed.
         """
         url = url or base + path
         answer = self.request("GET", url)
@@ -1969,12 +1970,13 @@ def _emit(data: str, errors: str = "strict") -> None:
     problem = "it is closed"
     try:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        return _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
+        _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
+        return
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in _CLOSED_EARLY:
-            return None
+            return
         problem = getattr(error, "strerror", None) or problem
     raise SessionError(f"standard output: {problem}")
 
@@ -2705,8 +2707,9 @@ def _parser_class() -> Any:
             # and no colours in Python 3.14, which fails to choose them where the output is closed.
             plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
             layout = argparse.RawDescriptionHelpFormatter
+            options.update(plain, allow_abbrev=False)
             options["formatter_class"] = lambda prog: layout(prog, width=90, **plain)
-            super().__init__(**options, **plain, allow_abbrev=False)
+            super().__init__(**options)
 
         def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
             _emit(self.format_help().rstrip())

@@ -4435,6 +4435,11 @@ def test_a_redirect_without_end_or_sense_is_an_error(server: Server, location: s
     assert len(server.asked) < 30
 
 
+def test_of_two_redirects_elsewhere_the_first_is_told(server: Server) -> None:
+    server.answers = Exactly({WELL_KNOWN: redirect("//one.test/"), PING: redirect("//two.test/")})
+    assert "it redirects to http://one.test/: " in refused(301, resolve_api_url, server.url)
+
+
 def test_four_redirects_are_followed_and_no_more(server: Server) -> None:
     for number in range(1, 6):
         server.answers[f"GET /{number}"] = redirect(f"/{number + 1}")
