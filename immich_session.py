@@ -644,7 +644,8 @@ def _checked_path(path: str) -> str:
 
 def _directory_path(path: str) -> str:
     """Return the path of a directory without a slash at its end; a root stays one."""
-    return os.path.dirname(os.path.join(_checked_path(path), ""))
+    path = os.path.dirname(os.path.join(_checked_path(path), ""))
+    return f"{path}." if _WINDOWS and path.endswith(":") else path  # C: is not the root of C:
 
 
 def _check_size(size: int, path: str) -> None:
@@ -1041,7 +1042,8 @@ def _base_from_env() -> str:
     base = os.environ.get("IMMICH_CONFIG_DIR")
     if not base:
         return os.path.join(_home(), ".config", "immich")
-    if os.path.isabs(base) and base == base.strip():
+    # With a slash at its end, as older Pythons do not take a share of Windows for absolute.
+    if os.path.isabs(os.path.join(base, "")) and base == base.strip():
         return _directory_path(base)
     meant = base
     with contextlib.suppress(OSError):  # the working directory may be deleted
@@ -1509,7 +1511,8 @@ def _exchange(
 
     try:
         threading.Thread(target=work, daemon=True).start()
-        done.wait(timeout)
+        # In pieces: on Windows, Ctrl-C has to wait until a wait is over.
+        any(map(done.wait, [timeout % _GRACE] + [_GRACE] * int(timeout // _GRACE)))
         if not arrived:
             arrived.append(_why_unreachable(TimeoutError(), redact))
     except KeyboardInterrupt:
@@ -2001,12 +2004,18 @@ def _exit_status(error: Exception) -> int:
     return 4 if refused or isinstance(error, NotLoggedInError) else 1
 
 
+def _cmd_word(word: str) -> str:
+    """Quote a word for cmd.exe, where "&" and the like end a command that is not in quotes."""
+    if re.fullmatch(r"[\w@%+=:,./~\\-]+", word, re.ASCII):
+        return word
+    word = re.sub(r'\\+(?="|\Z)', r"\g<0>\g<0>", word).replace('"', r"\"")
+    return f'"{word}"'
+
+
 def _shell_words(words: Sequence[str]) -> str:
     """Quote *words* for the shell of this system."""
     if os.name != "posix":
-        import subprocess
-
-        return subprocess.list2cmdline(words)
+        return " ".join(map(_cmd_word, words))
     # Not shlex.quote: Debian's python3-minimal has no shlex.
     plain = re.compile(r"[\w@%+=:,./-]+", re.ASCII).fullmatch
     quoted = (_printable(word).replace("'", "'\"'\"'") for word in words)
@@ -2597,7 +2606,8 @@ def _become(command: List[str], environ: Dict[str, str]) -> int:
             signal.signal(number, handler)
     _say(f"{command[0]}: it cannot be run: {problem}")
     places = [""] if os.path.dirname(command[0]) else os.get_exec_path()
-    found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
+    paths = [os.path.join(place, command[0]) for place in places]
+    found = any(map(os.path.exists, [*paths, _command_path(command[0])] if _WINDOWS else paths))
     return 126 if found and command[0] else 127
 
 
