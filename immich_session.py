@@ -1042,8 +1042,7 @@ def _base_from_env() -> str:
     base = os.environ.get("IMMICH_CONFIG_DIR")
     if not base:
         return os.path.join(_home(), ".config", "immich")
-    # With a slash at its end, as older Pythons do not take a share of Windows for absolute.
-    if os.path.isabs(os.path.join(base, "")) and base == base.strip():
+    if os.path.isabs(base) and base == base.strip():
         return _directory_path(base)
     meant = base
     with contextlib.suppress(OSError):  # the working directory may be deleted

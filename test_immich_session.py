@@ -2079,12 +2079,6 @@ def test_the_root_of_a_drive_is_not_the_current_directory_there(
     assert SessionStore(tmp_path).list_profiles() == ["work"]
 
 
-@windows_only
-def test_a_share_is_an_absolute_path(monkeypatch: Patch) -> None:
-    monkeypatch.setenv("IMMICH_CONFIG_DIR", r"\\127.0.0.1\none")
-    assert SessionStore().list_profiles() == []
-
-
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux has leases")
 def test_a_file_with_a_lease_is_read_once_its_holder_lets_it_go(store: Place) -> None:
     """As Samba does: the file is lent to a process until another one asks for it."""
