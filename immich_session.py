@@ -644,7 +644,8 @@ def _checked_path(path: str) -> str:
 
 def _directory_path(path: str) -> str:
     """Return the path of a directory without a slash at its end; a root stays one."""
-    return os.path.dirname(os.path.join(_checked_path(path), ""))
+    path = os.path.dirname(os.path.join(_checked_path(path), ""))
+    return f"{path}." if _WINDOWS and path.endswith(":") else path  # C: is not the root of C:
 
 
 def _check_size(size: int, path: str) -> None:
@@ -1569,7 +1570,9 @@ class _Client:
 
         try:
             threading.Thread(target=work, daemon=True).start()
-            done.wait(self.timeout)
+            # In pieces: on Windows, Ctrl-C has to wait until a wait is over.
+            pieces = [self.timeout % _GRACE] + [_GRACE] * int(self.timeout // _GRACE)
+            any(map(done.wait, pieces))
             if not arrived:
                 arrived.append(_why_unreachable(TimeoutError(), self.redact))
         except KeyboardInterrupt:
@@ -1988,12 +1991,18 @@ def _exit_status(error: Exception) -> int:
     return 4 if refused or isinstance(error, NotLoggedInError) else 1
 
 
+def _cmd_word(word: str) -> str:
+    """Quote a word for cmd.exe, where "&" and the like end a command that is not in quotes."""
+    if re.fullmatch(r"[\w@%+=:,./~\\-]+", word, re.ASCII):
+        return word
+    word = re.sub(r'\\+(?="|\Z)', r"\g<0>\g<0>", word).replace('"', r"\"")
+    return f'"{word}"'
+
+
 def _shell_words(words: Sequence[str]) -> str:
     """Quote *words* for the shell of this system."""
     if os.name != "posix":
-        import subprocess
-
-        return subprocess.list2cmdline(words)
+        return " ".join(map(_cmd_word, words))
     # Not shlex.quote: Debian's python3-minimal has no shlex.
     plain = re.compile(r"[\w@%+=:,./-]+", re.ASCII).fullmatch
     quoted = (_printable(word).replace("'", "'\"'\"'") for word in words)
@@ -2578,8 +2587,9 @@ def _run_command(command: List[str], environ: Dict[str, str]) -> int:
     name = command[0]
     _say(f"{name or repr(name)}: it cannot be run: {problem}")
     places = [""] if os.path.dirname(name) else os.get_exec_path()
-    found = name and any(os.path.exists(os.path.join(place, name)) for place in places)
-    return 126 if found else 127
+    paths = [os.path.join(place, name) for place in places]
+    paths += [_command_path(name)] if _WINDOWS else []
+    return 126 if name and any(map(os.path.exists, paths)) else 127
 
 
 def _exec(args: Any, store: SessionStore) -> int:
