@@ -4847,9 +4847,6 @@ def test_a_time_limit_may_be_none(server: Server, timeout: float) -> None:
 # Command line
 
 
-Cli = Callable[..., Outcome]
-
-
 def execute(
     command: Sequence[object],
     stdin: Union[str, bytes, int] = b"",
@@ -4880,16 +4877,28 @@ def run(*args: object, python: Sequence[str] = (), **options: Any) -> Outcome:
     return execute([sys.executable, *python, MODULE, *args], **options)
 
 
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run the command line in this process: main(), and what it printed."""
+class Cli:
+    """The command line, run in this process; and the files and variables that it works with."""
 
-    def main(*args: object) -> Outcome:
-        capfd.readouterr()
+    def __init__(self, store: Place, patch: Patch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.store, self.base, self.top = store, store.base, store.top
+        self.patch, self.capfd = patch, capfd
+
+    def __call__(self, *args: object) -> Outcome:
+        """Return the status of main(), and what it printed."""
+        self.capfd.readouterr()
         status = immich_session.main([str(arg) for arg in args])
-        return Outcome(status, *capfd.readouterr())
+        return Outcome(status, *self.capfd.readouterr())
 
-    return main
+    def set(self, **variables: str) -> None:
+        """Set environment variables."""
+        for name, value in variables.items():
+            self.patch.setenv(name, value)
+
+
+@pytest.fixture
+def cli(store: Place, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(store, monkeypatch, capfd)
 
 
 class Screen(NamedTuple):
@@ -4966,23 +4975,7 @@ def logged_in(store: Place) -> Place:
     return store
 
 
-@pytest.fixture
-def setenv(monkeypatch: Patch) -> Callable[..., None]:
-    """Set environment variables."""
-
-    def change(**variables: str) -> None:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return change
-
-
-@pytest.fixture
-def environment(setenv: Any) -> None:
-    """The environment names a server and a key."""
-    setenv(IMMICH_INSTANCE_URL="photos.example.com", IMMICH_API_KEY=KEY)
-
-
+FROM_ENVIRONMENT = {"IMMICH_INSTANCE_URL": "photos.example.com", "IMMICH_API_KEY": KEY}
 LOGIN_HERE = ["login", URL, "--no-verify", "-k", KEY]
 READ_KEY = ["login", URL, "--no-verify", "-k", "-"]
 RENEW = ["login", "--no-verify", "-k", KEY]
@@ -5045,13 +5038,11 @@ def as_somebody(uid: int) -> List[str]:
 
 
 @pytest.mark.parametrize("name", NOT_ON_WINDOWS, ids=ascii)
-def test_a_name_that_windows_has_no_file_of_is_refused_there(
-    name: str, cli: Cli, store: Place, monkeypatch: Patch
-) -> None:
-    monkeypatch.setattr(immich_session, "_WINDOWS", True)
+def test_a_name_that_windows_has_no_file_of_is_refused_there(name: str, cli: Cli) -> None:
+    cli.patch.setattr(immich_session, "_WINDOWS", True)
     assert complaint(cli("status", "-P", name)) and complaint(cli("status"), 4)
-    error_of(InvalidProfileError, "Windows", store.save, SESSION, name)
-    assert not store.base.exists()
+    error_of(InvalidProfileError, "Windows", cli.store.save, SESSION, name)
+    assert not cli.base.exists()
 
 
 @posix_only
@@ -5081,15 +5072,13 @@ def test_a_full_disk_stops_a_switch_and_a_login_but_not_clear(disk: Path) -> Non
     assert store.list_profiles() == []
 
 
-def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(
-    store: Place, monkeypatch: Patch, setenv: Any
-) -> None:
+def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(cli: Cli) -> None:
     def told(*args: Any, **more: Any) -> Tuple[str, Optional[str]]:
         error = error_of(NotLoggedInError, "", get_session, *args, **more)
         return str(error).replace("(./", "("), error.profile
 
-    monkeypatch.chdir(store.top)
-    place, variables = store.base / "profiles", ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
+    cli.patch.chdir(cli.top)
+    place, variables = cli.base / "profiles", ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
     nobody, login = 'profile "{0}" is not logged in ({1})', f'run "{own_command()}'
     remedy = f'{nobody}: {login} login SERVER --profile={{0}}"'
     own = f'{nobody}: {login} --config-directory=. login SERVER --profile={{0}}"'
@@ -5100,10 +5089,10 @@ def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(
     dot = SessionStore(".")
     assert told(store=dot) == (own.format("default", "profiles/default"), "default")
     assert shlex.quote("--profile=my $photos") in told("my $photos")[0]
-    store.save(EXPIRED)
+    cli.store.save(EXPIRED)
     renewal = default.replace("is not logged in", "has an expired session").replace(" SERVER", "")
     assert told() == (renewal + variables, "default")
-    setenv(IMMICH_PROFILE="variable")
+    cli.set(IMMICH_PROFILE="variable")
     assert told()[1] == "variable"
 
 
@@ -5125,16 +5114,17 @@ def help_of(cli: Cli, command: str) -> str:
     return out
 
 
-def test_the_version_is_data(cli: Cli) -> None:
-    assert cli("--version") == (0, f"immich_session {immich_session.__version__}\n", "")
+def test_the_version_is_data_and_main_takes_the_arguments_of_the_process(cli: Cli) -> None:
+    version = f"immich_session {immich_session.__version__}\n"
+    assert cli("--version") == (0, version, "")
+    cli.patch.setattr(sys, "argv", ["immich_session.py", "--version"])
+    assert (immich_session.main(), cli.capfd.readouterr().out) == (0, version)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_works_and_shows_no_secret_of_the_environment(
-    cli: Cli, setenv: Any, command: str
-) -> None:
+def test_help_works_and_shows_no_secret_of_the_environment(cli: Cli, command: str) -> None:
     names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE", "IMMICH_INSTANCE_URL")
-    setenv(**dict.fromkeys(names, KEY))
+    cli.set(**dict.fromkeys(names, KEY))
     out = help_of(cli, command)
     assert " ".join(out.split()).startswith(f"usage: {own_command()} {command}".rstrip())
     assert KEY not in out
@@ -5148,9 +5138,9 @@ def test_help_works_without_docstrings(command: str) -> None:
 
 @pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
 def test_help_of_a_command_says_what_it_does_and_shows_an_example_that_is_right(
-    cli: Cli, monkeypatch: Patch, command: str
+    cli: Cli, command: str
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", StringIO())
+    cli.patch.setattr(sys, "stdin", StringIO())
     _, text, *_, last = help_of(cli, command).split("\n\n")
     assert text in help_of(cli, "") + help_of(cli, "profile") or command == "exec"
     begins = f"example: {own_command()} {command}"
@@ -5216,11 +5206,11 @@ USAGES = [line.split() for line in re.split(r"\||\n", WRONG_USAGE.strip())]
 
 @pytest.mark.parametrize("args", [*USAGES, *([text] for text in QUOTES)], ids=" ".join)
 def test_wrong_usage_is_status_2_and_one_sentence_without_what_was_typed(
-    cli: Cli, base: Path, args: List[str]
+    cli: Cli, args: List[str]
 ) -> None:
     typed = [word.replace("KEY", KEY).replace("URL", URL) for word in args]
     assert "--help" in complaint(cli(*typed), 2)
-    assert not base.exists()
+    assert not cli.base.exists()
 
 
 def test_wrong_usage_is_told_in_words_for_people(cli: Cli) -> None:
@@ -5286,50 +5276,32 @@ def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Cli, command:
     ],
 )
 def test_options_that_have_no_meaning_together_are_told_as_that(
-    cli: Cli, base: Path, args: str, told: str
+    cli: Cli, args: str, told: str
 ) -> None:
-    assert told in complaint(cli(*args.split()), 2) and not base.exists()
+    assert told in complaint(cli(*args.split()), 2) and not cli.base.exists()
 
 
-@pytest.mark.parametrize(
-    "status, args",
-    [(0, ["--help"]), (0, ["status"]), (1, ["status", "-P", "/"]), (2, ["?"]), (4, ["token"])],
-)
-def test_a_process_ends_with_the_status_that_main_returns(
-    cli: Cli, store: Place, status: int, args: List[str]
-) -> None:
-    if not status:
-        store.save(SESSION)
-    assert cli(*args).status == run(*args).status == status
+def test_a_process_ends_with_the_status_that_main_returns(cli: Cli) -> None:
+    for command, status in (("--help", 0), ("status -P /", 1), ("?", 2), ("token", 4)):
+        assert cli(*command.split()).status == run(*command.split()).status == status
+    cli.store.save(SESSION)
+    assert cli("status").status == run("status").status == 0
 
 
-def test_main_takes_the_arguments_of_the_process_if_it_is_given_none(
-    monkeypatch: Patch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["immich_session.py", "profile", "current"])
-    assert immich_session.main() == 0
-    assert capfd.readouterr().out == "default\n"
-
-
-def test_the_directory_that_is_named_wins_over_the_environments_and_over_the_usual_one(
-    cli: Cli, store: Place, setenv: Any
-) -> None:
-    for variables in ({}, {"IMMICH_CONFIG_DIR": str(store.top / "environment")}):
-        setenv(**variables)
-        directory = store.top / f"d{len(variables)}"
+def test_the_directory_that_is_named_wins_over_the_environments_and_the_usual(cli: Cli) -> None:
+    for variables in ({}, {"IMMICH_CONFIG_DIR": str(cli.top / "environment")}):
+        cli.set(**variables)
+        directory = cli.top / f"d{len(variables)}"
         assert cli("-d", directory, *LOGIN_HERE).status == 0
         assert cli("--config-directory", directory, "token").out == KEY + "\n"
-        assert names(store.top) == ["d0", "d1"][: 1 + len(variables)]
-
-
-def test_an_empty_configuration_directory_is_refused(cli: Cli, base: Path) -> None:
-    assert complaint(cli("-d", "", *LOGIN_HERE)) and not base.exists()
+        assert complaint(cli("-d", "", *LOGIN_HERE))
+        assert names(cli.top) == ["d0", "d1"][: 1 + len(variables)]
 
 
 # Command line: login, and where secrets come from
 
 
-def test_login_stores_a_session_and_prints_no_data(cli: Cli, store: Place) -> None:
+def test_login_stores_a_session_and_prints_no_data(cli: Cli) -> None:
     told = complaint(cli(*LOGIN_HERE, "-n", "cli"), status=0, lines=2)
     assert 'profile "default"' in told and stored() == ApiKey(KEY, "cli")
 
@@ -5344,9 +5316,9 @@ def test_login_stores_a_session_and_prints_no_data(cli: Cli, store: Place) -> No
         ("https://example.com/photos", "https://example.com/photos/api"),
     ],
 )
-def test_login_without_the_server_appends_api(cli: Cli, store: Place, typed: str, url: str) -> None:
+def test_login_without_the_server_appends_api(cli: Cli, typed: str, url: str) -> None:
     assert cli("login", typed, "--no-verify", "-k", KEY).status == 0
-    assert getattr(store.load(), "server_url", None) == url
+    assert getattr(cli.store.load(), "server_url", None) == url
 
 
 NO_SERVERS = ["ftp://example.com", f"https://alice:{HEADER}@example.com", "https://", "ftp://x"]
@@ -5366,21 +5338,20 @@ NO_SERVERS += ["https://exa\x1bmple.com"]
     ids=ascii,
 )
 def test_a_bad_value_is_status_1_and_stores_nothing(
-    cli: Cli, base: Path, args: List[str], where: str, lines: int
+    cli: Cli, args: List[str], where: str, lines: int
 ) -> None:
     done = cli("login", "--no-verify", "-k", KEY, *args)
     # What is wrong before the secret is asked for draws no warning of the secret.
     assert where in complaint(done, lines=lines)
-    assert "\x1b" not in done.err and not list(base.rglob("session.json"))
+    assert "\x1b" not in done.err and not list(cli.base.rglob("session.json"))
 
 
 @pytest.mark.parametrize(
     "command",
     ["-d \x1b import", "import \x1b", f"login {URL} --no-verify -k {KEY} -H @\x1b", "exec \x1b"],
 )
-def test_control_characters_of_what_was_typed_are_escaped(
-    cli: Cli, logged_in: Place, command: str
-) -> None:
+def test_control_characters_of_what_was_typed_are_escaped(cli: Cli, command: str) -> None:
+    cli.store.save(SESSION)
     err = cli(*command.split(" ")).err
     assert sentences(err) and "\x1b" not in err and "\\x1b" in err
 
@@ -5394,8 +5365,8 @@ def test_a_standard_input_that_has_nothing_yet_is_no_traceback() -> None:
     os.close(writer)
 
 
-def test_a_program_may_put_text_in_place_of_standard_input(cli: Cli, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(sys, "stdin", StringIO(f"{KEY}\n"))
+def test_a_program_may_put_text_in_place_of_standard_input(cli: Cli) -> None:
+    cli.patch.setattr(sys, "stdin", StringIO(f"{KEY}\n"))
     assert cli(*READ_KEY).status == 0 and stored() == ApiKey(KEY)
 
 
@@ -5543,25 +5514,22 @@ def with_extra(*given: object) -> List[object]:
     return [*LOGIN_HERE, *(word for each in given for word in ("-H", each))]
 
 
-def test_headers_come_from_the_command_line_and_from_files_in_this_order(
-    cli: Cli, store: Place
-) -> None:
+def test_headers_come_from_the_command_line_and_from_files_in_this_order(cli: Cli) -> None:
     secret = f"A: 1\n\n  CF-Access-Client-Secret:  {HEADER} \r\nB:b: c\n"
-    one, two = put(store.top / "1", secret), put(store.top / "2", "\ufeff!: 5\n#D: no\nC: 3")
+    one = put(cli.top / "1", secret)
+    two = put(cli.top / "2", "\ufeff!: 5\n#D: no\nC: 3")
     given = ["#Z: #1", f"@{one}", "X-Proxy: # 4", f"@{two}", "a#: 6"]
     told = cli(*with_extra(*given), "--header", "long: yes")
-    session = store.load()
+    session = cli.store.load()
     shown = ["#Z: #1", "A: 1", f"CF-Access-Client-Secret: {HEADER}", "B: b: c", "X-Proxy: # 4"]
     shown += ["!: 5", "C: 3", "a#: 6", "long: yes"]
     assert told.status == 0 and HEADER not in told.err
     assert session and [": ".join(item) for item in session.extra_headers.items()] == shown
 
 
-def test_a_header_on_the_command_line_draws_a_warning_and_in_a_file_none(
-    cli: Cli, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    put(tmp_path / "headers", f"A: {HEADER}\n")
+def test_a_header_on_the_command_line_draws_a_warning_and_in_a_file_none(cli: Cli) -> None:
+    cli.patch.chdir(cli.top)
+    put(cli.top / "headers", f"A: {HEADER}\n")
     for header, lines in ((f"A: {HEADER}", 3), ("@headers", 2)):
         done = cli(*with_extra(header))
         complaint(done, status=0, lines=lines)
@@ -5570,26 +5538,24 @@ def test_a_header_on_the_command_line_draws_a_warning_and_in_a_file_none(
 
 SPACED = "expected visible ASCII characters with single spaces inside"
 BAD_HEADERS = {  # what is told of them, behind where they are
-    'expected "NAME: VALUE"': [HEADER],
+    'expected "NAME: VALUE"': [HEADER, f"# {HEADER}"],
     "headers: a name has characters that HTTP does not allow": [f"A B: {HEADER}", f": {HEADER}"],
     f"headers.A: {SPACED}": [f"A: {HEADER}\nB: c", f"A: {HEADER}é", "A:", f"A: {HEADER}\x7fB"],
-    **{
-        f"headers.{name}: this header is reserved": [f"{name}: {HEADER}"]
-        for name in ("x-api-key", "X-API-Key", "Cookie", "Host", "Content-Type")
-    },
     "headers.authorization: this header is reserved": [f"authorization: bearer {HEADER}"],
 }
+for _name in ("x-api-key", "X-API-Key", "Cookie", "Host", "Content-Type"):
+    BAD_HEADERS[f"headers.{_name}: this header is reserved"] = [f"{_name}: {HEADER}"]
 
 
 @pytest.mark.parametrize("told", BAD_HEADERS)
-def test_a_bad_header_is_refused_without_its_value(cli: Cli, store: Place, told: str) -> None:
-    file = store.top / "headers"
+def test_a_bad_header_is_refused_without_its_value(cli: Cli, told: str) -> None:
+    file = cli.top / "headers"
     for header in BAD_HEADERS[told]:
         assert complaint(cli(*with_extra(header)), lines=2) == f"-H: {told}"
-        if "\n" not in header:
+        if "\n" not in header and header[0] != "#":  # other lines, or none, in a file
             put(file, f"# one\r\n\r\nB: c\n{header}")
             assert complaint(cli(*with_extra(f"@{file}"))) == f"-H: {file}: line 4: {told}"
-    assert not store.base.exists()
+    assert not cli.base.exists()
 
 
 @pytest.mark.parametrize(
@@ -5605,38 +5571,31 @@ def test_a_bad_header_is_refused_without_its_value(cli: Cli, store: Place, told:
     ids=["none", "ff", "big", "empty", "comment", "first line"],
 )
 def test_a_header_file_that_cannot_be_used_is_named(
-    cli: Cli, store: Place, data: Optional[bytes], told: str
+    cli: Cli, data: Optional[bytes], told: str
 ) -> None:
-    file = store.top / "headers"
+    file = cli.top / "headers"
     if data is not None:
         put(file, data)
     problem = complaint(cli(*with_extra(f"@{file}")))
     assert problem == f"-H: {file}: {told}" if told else f"{file}: " in problem
-    assert not store.base.exists()
+    assert not cli.base.exists()
 
 
 @pytest.mark.parametrize("literal_first", [True, False])
 def test_a_header_that_an_option_and_a_file_give_is_told_where_it_is_given_again(
-    cli: Cli, store: Place, literal_first: bool
+    cli: Cli, literal_first: bool
 ) -> None:
-    file = put(store.top / "headers", f"\n# twice\nA: {HEADER}\n")
+    file = put(cli.top / "headers", f"\n# twice\nA: {HEADER}\n")
     given = [f"a: {HEADER}", f"@{file}"][:: 1 if literal_first else -1]
     where = f"-H: {file}: line 3" if literal_first else "-H"
     told = complaint(cli(*with_extra(*given)), lines=2)
-    assert told == f"{where}: this header is given twice" and not store.base.exists()
+    assert told == f"{where}: this header is given twice" and not cli.base.exists()
 
 
-def test_a_header_that_is_an_argument_has_no_comment_and_no_line(cli: Cli) -> None:
-    told = complaint(cli(*with_extra(f"# {HEADER}")), lines=2)
-    assert told == '-H: expected "NAME: VALUE"'
-
-
-def test_an_option_for_headers_stands_in_for_those_of_the_environment(
-    cli: Cli, store: Place, setenv: Any
-) -> None:
-    setenv(IMMICH_SERVER=URL, IMMICH_HEADERS_FILE="/nowhere")
+def test_an_option_for_headers_stands_in_for_those_of_the_environment(cli: Cli) -> None:
+    cli.set(IMMICH_SERVER=URL, IMMICH_HEADERS_FILE="/nowhere")
     assert cli(*RENEW, "-H", "A: b").status == 0
-    assert getattr(store.load(), "extra_headers", None) == {"A": "b"}
+    assert getattr(cli.store.load(), "extra_headers", None) == {"A": "b"}
 
 
 # Command line: which server, which profile
@@ -5646,84 +5605,70 @@ OLD = Session(URL, ApiKey("old", "cli"), "then", {"X-Proxy": HEADER})
 
 
 def test_login_without_a_server_renews_the_session_of_the_current_or_the_named_profile(
-    cli: Cli, store: Place
+    cli: Cli,
 ) -> None:
     for profile in ("default", "work", "other"):
-        store.save(OLD, profile)
-    store.set_current_profile("work")
+        cli.store.save(OLD, profile)
+    cli.store.set_current_profile("work")
     for flags, profile in (([], "work"), (["-P", "other"], "other")):
         assert cli(*RENEW, *flags).status == 0
-        new = store.load(profile)
+        new = cli.store.load(profile)
         assert new and new.created_at != "then"
         assert new == dataclasses.replace(OLD, auth=ApiKey(KEY, "cli"), created_at=new.created_at)
-    assert store.load("default") == OLD
+    assert cli.store.load("default") == OLD
     assert cli(*RENEW, "-n", "new", "-H", "A: b").status == 0
-    new = store.load("other")
+    new = cli.store.load("other")
     assert new and (new.auth, new.extra_headers) == (ApiKey(KEY, "new"), {"A": "b"})
 
 
 @pytest.mark.parametrize("variable", ["", "IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
-def test_a_server_that_is_named_gets_nothing_of_the_old_session(
-    cli: Cli, store: Place, setenv: Any, variable: str
-) -> None:
-    store.save(OLD)
+def test_a_server_that_is_named_gets_nothing_of_the_old_session(cli: Cli, variable: str) -> None:
+    cli.store.save(OLD)
     server = ["other.example.com"]
     if variable:
-        setenv(**{variable: server.pop()})
+        cli.set(**{variable: server.pop()})
     assert cli("login", *server, "--no-verify", "-k", KEY, "-P", "new").status == 0
-    new = store.load("new")
+    new = cli.store.load("new")
     assert new and (new.auth, new.extra_headers) == (ApiKey(KEY), {})
     assert new.server_url == "https://other.example.com/api"
 
 
-def test_the_server_typed_wins_over_the_environments(cli: Cli, store: Place, setenv: Any) -> None:
-    setenv(IMMICH_INSTANCE_URL="other.example.com")
+def test_the_server_typed_wins_over_the_environments(cli: Cli) -> None:
+    cli.set(IMMICH_INSTANCE_URL="other.example.com")
     assert cli(*LOGIN_HERE).status == 0
-    assert getattr(store.load(), "server_url", None) == URL
+    assert getattr(cli.store.load(), "server_url", None) == URL
 
 
-def test_an_empty_server_is_no_renewal(cli: Cli, store: Place) -> None:
-    store.save(OLD)
-    assert cli("login", "", "--no-verify", "-k", KEY).status == 1
-    assert store.load() == OLD
-
-
-def test_a_bad_server_of_the_environment_is_named(cli: Cli, base: Path, setenv: Any) -> None:
-    setenv(IMMICH_SERVER=f"https://alice:{HEADER}@example.com")
-    assert "IMMICH_SERVER" in complaint(cli(*RENEW)) and not base.exists()
-
-
-def test_nothing_to_renew_is_an_error_that_asks_for_the_server(cli: Cli, base: Path) -> None:
+def test_what_cannot_be_renewed_is_told_and_stays(cli: Cli) -> None:
     told = complaint(cli(*RENEW))
-    assert "SERVER" in told and '"default"' in told and not base.exists()
+    assert "give the SERVER" in told and '"default"' in told and not cli.base.exists()
+    cli.set(IMMICH_SERVER=f"https://alice:{HEADER}@example.com")
+    assert "IMMICH_SERVER" in complaint(cli(*RENEW)) and not cli.base.exists()
+    cli.patch.delenv("IMMICH_SERVER")
+    for session, typed, status in ((OLD, ["", "-k", KEY], 1), (LOGIN, [], 2)):
+        cli.store.save(session)
+        told = complaint(cli("login", *typed, "--no-verify"), status)
+        assert ("SERVER" if typed else "--no-verify") in told and cli.store.load() == session
 
 
 @pytest.mark.parametrize("text", ["{", OLD.to_json().replace("://", f"://alice:{HEADER}@")])
-def test_a_broken_session_cannot_be_renewed(cli: Cli, base: Path, text: str) -> None:
-    path = write_session(base, text)
+def test_a_broken_session_cannot_be_renewed(cli: Cli, text: str) -> None:
+    path = write_session(cli.base, text)
     assert complaint(cli(*RENEW)) and path.read_text() == text
 
 
-def test_a_password_login_cannot_be_renewed_without_the_server(cli: Cli, store: Place) -> None:
-    store.save(LOGIN)
-    assert "--no-verify" in complaint(cli("login", "--no-verify"), 2)
-    assert store.load() == LOGIN
-
-
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"{}", b""])
-def test_a_broken_session_does_not_stop_a_new_login(cli: Cli, base: Path, data: bytes) -> None:
-    write_session(base, data)
+def test_a_broken_session_does_not_stop_a_new_login(cli: Cli, data: bytes) -> None:
+    write_session(cli.base, data)
     assert cli(*LOGIN_HERE).status == 0 and stored() == ApiKey(KEY)
 
 
-def test_the_first_profile_ever_and_one_that_is_named_become_current(
-    cli: Cli, store: Place
-) -> None:
+def test_the_first_profile_ever_and_one_that_is_named_become_current(cli: Cli) -> None:
     assert cli(*LOGIN_HERE).status == 0
-    assert json.loads(store.config_json.read_text()) == {"current_profile": "default"}
+    assert json.loads(cli.store.config_json.read_text()) == {"current_profile": "default"}
     told = complaint(cli(*LOGIN_HERE, "--profile", "alice@example.com"), status=0, lines=2)
     assert "alice@example.com" in told and "current" in told
-    assert store.get_current_profile() == "alice@example.com"
+    assert cli.store.get_current_profile() == "alice@example.com"
 
 
 @any_letters
@@ -5734,30 +5679,27 @@ def test_a_profile_name_may_have_letters_of_any_script(store: Place) -> None:
     assert (store.base / "profiles" / "Zoë 写真" / "session.json").exists()
 
 
-def test_a_login_to_the_current_profile_leaves_config_json_alone(
-    cli: Cli, logged_in: Place
-) -> None:
-    assert cli(*LOGIN_HERE).status == 0 and not logged_in.config_json.exists()
+def test_a_login_to_the_current_profile_leaves_config_json_alone(cli: Cli) -> None:
+    cli.store.save(SESSION)
+    assert cli(*LOGIN_HERE).status == 0 and not cli.store.config_json.exists()
 
 
 BROKEN_CONFIGS = ["{", "[]", "", '{"current_profile": 1}', '{"current_profile": "../x"}']
 
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
-def test_beside_a_broken_config_json_the_profile_has_to_be_named(
-    cli: Cli, store: Place, text: str
-) -> None:
+def test_beside_a_broken_config_json_the_profile_has_to_be_named(cli: Cli, text: str) -> None:
     for profile in ("default", "work"):
-        store.save(OLD, profile)
-    put(store.config_json, text)
-    put(store.base / "auth.yml", AUTH_YML)
+        cli.store.save(OLD, profile)
+    put(cli.store.config_json, text)
+    put(cli.base / "auth.yml", AUTH_YML)
     for args in (LOGIN_HERE, ["logout", "--local"], ["import"]):
         told = complaint(cli(*args))
-        assert "-P" in told and str(store.config_json) in told
+        assert "-P" in told and str(cli.store.config_json) in told
     for flags in (["-P", "work"], ["--all"]):
-        assert store.load("default") == OLD
+        assert cli.store.load("default") == OLD
         assert cli("logout", "--local", *flags).status == 0
-        assert (store.load("work"), store.config_json.read_text()) == (None, text)
+        assert (cli.store.load("work"), cli.store.config_json.read_text()) == (None, text)
 
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
@@ -5767,12 +5709,12 @@ def test_beside_a_broken_config_json_the_profile_has_to_be_named(
     ids=" ".join,
 )
 def test_a_broken_config_json_is_replaced_where_the_profile_is_named(
-    cli: Cli, store: Place, text: str, args: List[str]
+    cli: Cli, text: str, args: List[str]
 ) -> None:
-    store.save(OLD, "work")
-    put(store.config_json, text)
-    put(store.base / "auth.yml", AUTH_YML)
-    assert cli(*args).status == 0 and store.get_current_profile() == "work"
+    cli.store.save(OLD, "work")
+    put(cli.store.config_json, text)
+    put(cli.base / "auth.yml", AUTH_YML)
+    assert cli(*args).status == 0 and cli.store.get_current_profile() == "work"
 
 
 # How a program is started, and how the command that it suggests begins ("": in any way). PY is this
@@ -5905,31 +5847,31 @@ def test_what_to_run_after_a_session_has_expired_renews_it(
 
 @pytest.mark.parametrize("flags", [[], ["-P", "default"], ["--all"]], ids=str)
 def test_logout_removes_the_session_and_says_so_also_where_there_is_none(
-    cli: Cli, store: Place, flags: List[str]
+    cli: Cli, flags: List[str]
 ) -> None:
-    assert complaint(cli("logout", "--local", *flags), status=0) and not store.base.exists()
-    store.save(SESSION)
+    assert complaint(cli("logout", "--local", *flags), status=0) and not cli.base.exists()
+    cli.store.save(SESSION)
     assert '"default"' in complaint(cli("logout", "--local", *flags), status=0)
-    assert not list(store.base.rglob("session.json"))
+    assert not list(cli.base.rglob("session.json"))
 
 
-def test_logout_is_of_the_current_profile_or_the_named_one(cli: Cli, store: Place) -> None:
+def test_logout_is_of_the_current_profile_or_the_named_one(cli: Cli) -> None:
     for profile in ("a", "b", "c"):
-        store.save(SESSION, profile)
-    store.set_current_profile("b")
+        cli.store.save(SESSION, profile)
+    cli.store.set_current_profile("b")
     assert cli("logout", "--local").status == 0
-    assert store.list_profiles() == ["a", "c"]
+    assert cli.store.list_profiles() == ["a", "c"]
     assert cli("logout", "--local", "-P", "c").status == 0
-    assert store.list_profiles() == ["a"]
+    assert cli.store.list_profiles() == ["a"]
 
 
-def test_logout_of_all_goes_on_after_a_failure(cli: Cli, store: Place) -> None:
+def test_logout_of_all_goes_on_after_a_failure(cli: Cli) -> None:
     for profile in ("a", "c"):
-        store.save(SESSION, profile)
-    store.file.mkdir(parents=True)
+        cli.store.save(SESSION, profile)
+    cli.store.file.mkdir(parents=True)
     status, _, err = cli("logout", "--local", "--all")
-    assert (status, store.list_profiles()) == (1, ["work"])
-    assert sentences(err) and all(told in err for told in ('"a"', '"c"', str(store.file)))
+    assert (status, cli.store.list_profiles()) == (1, ["work"])
+    assert sentences(err) and all(told in err for told in ('"a"', '"c"', str(cli.store.file)))
 
 
 def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> None:
@@ -5940,39 +5882,36 @@ def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> No
     assert everything_in(base) == ["profiles", "work"]
 
 
-def test_logout_of_all_has_no_word_for_what_is_no_directory_or_empty(
-    cli: Cli, logged_in: Place
-) -> None:
-    logged_in.save(SESSION, "gone")
-    logged_in.clear("gone")
-    stray = put(logged_in.base / "profiles" / ".DS_Store", "x")
+def test_logout_of_all_has_no_word_for_what_is_no_directory_or_empty(cli: Cli) -> None:
+    cli.store.save(SESSION)
+    cli.store.save(SESSION, "gone")
+    cli.store.clear("gone")
+    stray = put(cli.base / "profiles" / ".DS_Store", "x")
     told = complaint(cli("logout", "--local", "--all"), status=0)
     assert ".DS_Store" not in told and "gone" not in told
-    assert stray.exists() and logged_in.list_profiles() == []
+    assert stray.exists() and cli.store.list_profiles() == []
 
 
 @posix_only
-def test_logout_of_all_leaves_no_secret_behind_without_a_word(cli: Cli, store: Place) -> None:
-    store.save(SESSION, "z")
+def test_logout_of_all_leaves_no_secret_behind_without_a_word(cli: Cli) -> None:
+    cli.store.save(SESSION, "z")
     for name in (" x", "a\tb"):  # as only another program makes them
-        write_session(store.base, SESSION.to_json(), name)
+        write_session(cli.base, SESSION.to_json(), name)
     status, _, err = cli("logout", "--local", "--all")
-    assert (status, store.list_profiles()) == (1, [])
+    assert (status, cli.store.list_profiles()) == (1, [])
     assert sentences(err) and "' x'" in err and "'a\\tb'" in err and '"z"' in err
 
 
-def test_logout_removes_a_session_that_no_request_can_use(cli: Cli, store: Place) -> None:
+def test_logout_removes_a_session_that_no_request_can_use(cli: Cli) -> None:
     for auth, status in ((SESSION.auth, 0), (LOGIN.auth, 1)):
-        store.save(Session("http://[:::1]/api", auth, ""))
-        assert complaint(cli("logout"), status, lines=2) and store.load() is None
+        cli.store.save(Session("http://[:::1]/api", auth, ""))
+        assert complaint(cli("logout"), status, lines=2) and cli.store.load() is None
 
 
 # Command line: status
 
-FACTS = {
-    **dict.fromkeys(("server_url", "method", "name", "email", "user_id")),
-    **dict.fromkeys(("created_at", "expires_at", "expired")),
-}
+WHO = ["server_url", "method", "name", "email", "user_id"]
+FACTS: Dict[str, object] = dict.fromkeys([*WHO, "created_at", "expires_at", "expired"])
 KEY_FACTS = {**FACTS, "server_url": URL, "method": "api_key", "name": "cli", "expired": False}
 OF_LOGIN = {"method": "jwt", "name": None, "email": "alice@example.com", "user_id": "u-1"}
 LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
@@ -5992,14 +5931,14 @@ LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
     ids=["key", "opaque", "live", "expired", "old", "endless", "broken"],
 )
 def test_status_tells_the_facts_to_people_and_to_programs(
-    cli: Cli, store: Place, session: Session, expires: str, facts: Dict[str, object]
+    cli: Cli, session: Session, expires: str, facts: Dict[str, object]
 ) -> None:
-    store.save(session, "work")
+    cli.store.save(session, "work")
     text, data = cli("status", "-P", "work"), cli("status", "-P", "work", "--json")
     for status, out, err in (text, data):
         assert status == (4 if "expired" in expires else 0) and not leaks(out)
         assert (one_sentence(err) and "has an expired session" in err) if status else not err
-    assert text.out == f'Source: profile "work" ({store.file})\n{session}\nExpires: {expires}\n'
+    assert text.out == f'Source: profile "work" ({cli.store.file})\n{session}\nExpires: {expires}\n'
     moment = expires.split()[-1] if expires.endswith("+00:00") else None
     expiry = {"expires_at": moment, "expired": "expired" in expires}
     created = {"created_at": session.created_at}
@@ -6007,99 +5946,87 @@ def test_status_tells_the_facts_to_people_and_to_programs(
     assert json.loads(data.out) == {**facts, **where, **created, **expiry}
 
 
-def test_status_names_what_people_look_for(cli: Cli, store: Place) -> None:
-    for session, facts in (
-        (SESSION, ("cli", "API key", STAMP)),
-        (LOGIN, ("u-1", "alice@example.com", STAMP)),
-    ):
-        store.save(session)
-        assert all(fact in cli("status").out for fact in ('"default"', URL, *facts))
-    store.save(Session(URL, ApiKey(KEY, "Zoë"), ""))
+def test_status_names_what_people_look_for(cli: Cli) -> None:
+    for session, facts in ((SESSION, {"cli", "API key"}), (LOGIN, {"u-1", "alice@example.com"})):
+        cli.store.save(session)
+        assert all(fact in cli("status").out for fact in ('"default"', URL, STAMP, *facts))
+    cli.store.save(Session(URL, ApiKey(KEY, "Zoë"), ""))
     assert cli("status", "--json").out.isascii()
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--json", "--check"]], ids=str)
 def test_status_without_a_session_is_status_4_and_says_what_to_run(
-    cli: Cli, base: Path, flags: List[str]
+    cli: Cli, flags: List[str]
 ) -> None:
     status, out, err = cli("status", *flags)
-    assert (status, one_sentence(err), base.exists()) == (4, True, False)
+    assert (status, one_sentence(err), cli.base.exists()) == (4, True, False)
     assert f'run "{own_command()} login SERVER --profile=default"' in err
-    assert str(base / "profiles" / "default") in err
+    assert str(cli.base / "profiles" / "default") in err
     asked = dict.fromkeys(("valid", "account", "permissions")) if "--check" in flags else {}
     shown = {"profile": "default", "source": "file", **FACTS, **asked}
     assert json.loads(out) == shown if flags else out == ""
 
 
 @pytest.mark.parametrize("profile", ["work", "my photos", "-work", "--json", "a=b"])
-def test_the_command_to_run_can_be_pasted_into_a_shell(
-    cli: Cli, tmp_path: Path, profile: str
-) -> None:
-    store = SessionStore(tmp_path / "my files")
-    err = cli("-d", tmp_path / "my files", "status", f"-P={profile}").err
+def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Cli, profile: str) -> None:
+    store = SessionStore(cli.top / "my files")
+    err = cli("-d", cli.top / "my files", "status", f"-P={profile}").err
     command = err.split('run "')[1].rstrip()[:-1].replace("SERVER", "photos.example.com")
     assert store.list_profiles() == []
     assert execute(["sh", "-c", f"{command} --no-verify -k -"], stdin=KEY).status == 0
     assert store.list_profiles() == [profile]
 
 
-def test_status_tells_where_the_session_came_from(cli: Cli, store: Place, setenv: Any) -> None:
-    own = store.top / "own"
-    store.save(SESSION, "work")
+def test_status_tells_where_the_session_came_from(cli: Cli) -> None:
+    own = cli.top / "own"
+    cli.store.save(SESSION, "work")
     SessionStore(own).save(LOGIN)
     from_own = f'Source: profile "default" ({own / "profiles" / "default" / "session.json"})'
-    from_work = f'Source: profile "work" ({store.file})'
+    from_work = f'Source: profile "work" ({cli.store.file})'
 
     def shown(*args: object) -> str:
         return cli(*args).out.splitlines()[0]
 
     assert [shown("status", "-P", "work"), shown("-d", own, "status")] == [from_work, from_own]
-    setenv(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=TOKEN)
+    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=TOKEN)
     assert [shown("status"), shown("-d", own, "status")] == ["Source: environment", from_own]
     assert shown("status", "-P", "work") == from_work
 
 
-def test_the_session_of_the_environment_has_no_profile_and_no_creation(
-    cli: Cli, store: Place, environment: None
-) -> None:
+def test_the_session_of_the_environment_has_no_profile_and_no_creation(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
     status, out, err = cli("status")
-    assert (status, err, store.base.exists()) == (0, "", False)
+    assert (status, err, cli.base.exists()) == (0, "", False)
     assert "environment" in out and URL in out and "profile" not in out and KEY not in out
     report = {"profile": None, "source": "environment", **KEY_FACTS, "name": None}
     assert json.loads(cli("status", "--json").out) == report
 
 
-def test_a_profile_that_is_named_wins_over_the_environment(
-    cli: Cli, store: Place, environment: None
-) -> None:
-    store.save(LOGIN, "work")
+def test_a_profile_that_is_named_wins_over_the_environment(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    cli.store.save(LOGIN, "work")
     assert json.loads(cli("status", "--json", "-P", "work").out)["method"] == "jwt"
     assert cli("token", "-P", "work").out == TOKEN + "\n"
     assert cli("token").out == KEY + "\n"
 
 
-def test_the_profile_of_the_environment_is_the_current_one(
-    cli: Cli, store: Place, setenv: Any
-) -> None:
-    store.save(SESSION, "work")
-    setenv(IMMICH_PROFILE="work")
+def test_the_profile_of_the_environment_is_the_current_one(cli: Cli) -> None:
+    cli.store.save(SESSION, "work")
+    cli.set(IMMICH_PROFILE="work")
     assert cli("profile", "current").out == "work\n"
     assert cli("token").out == KEY + "\n"
 
 
 @pytest.mark.parametrize("value", ["", "two words", f"{KEY}\x7f", f"{KEY}\udcff"])
-def test_a_bad_key_of_the_environment_is_named_and_not_echoed(
-    cli: Cli, environment: None, setenv: Any, value: str
-) -> None:
-    setenv(IMMICH_API_KEY=value)
+def test_a_bad_key_of_the_environment_is_named_and_not_echoed(cli: Cli, value: str) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    cli.set(IMMICH_API_KEY=value)
     assert "IMMICH_API_KEY" in complaint(cli("token"))
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "profile list"])
-def test_user_name_and_password_of_a_stored_url_are_not_shown(
-    cli: Cli, base: Path, command: str
-) -> None:
-    write_session(base, SESSION.to_json().replace("://", f"://alice:{HEADER}@"))
+def test_user_name_and_password_of_a_stored_url_are_not_shown(cli: Cli, command: str) -> None:
+    write_session(cli.base, SESSION.to_json().replace("://", f"://alice:{HEADER}@"))
     status, out, err = cli(*command.split())
     assert (status, err) == (0, "")
     assert "photos.example.com/api" in out and HEADER not in out and "alice" not in out
@@ -6111,27 +6038,26 @@ USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
 @pytest.mark.parametrize("command", USING)
 @pytest.mark.parametrize("variable, value", [("API_KEY", HEADER), ("SERVER", "https://b")])
 def test_half_an_environment_stops_every_command_that_would_use_another_account(
-    cli: Cli, store: Place, setenv: Any, command: str, variable: str, value: str
+    cli: Cli, command: str, variable: str, value: str
 ) -> None:
-    setenv(**{f"IMMICH_{variable}": value})
+    cli.set(**{f"IMMICH_{variable}": value})
     first, *rest = command.split()
     assert cli(first, *rest).status == 4
-    store.save(SESSION)
+    cli.store.save(SESSION)
     assert complaint(cli(first, *rest)).startswith(f"IMMICH_{variable}: it is set, ")
     done = 127 if first == "exec" else 0
-    assert cli("-d", store.base, first, *rest).status == done
+    assert cli("-d", cli.base, first, *rest).status == done
     assert cli(first, "-P", "default", *rest).status == done
-    setenv(IMMICH_PROFILE="default")
+    cli.set(IMMICH_PROFILE="default")
     assert cli(first, *rest).status == done
 
 
-def test_a_directory_that_is_named_wins_over_the_environment(
-    cli: Cli, tmp_path: Path, environment: None
-) -> None:
-    own = ["-d", tmp_path / "own"]
+def test_a_directory_that_is_named_wins_over_the_environment(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    own = ["-d", cli.top / "own"]
     for command in USING:
         assert cli(*own, *command.split()).status == 4
-    SessionStore(tmp_path / "own").save(LOGIN)
+    SessionStore(cli.top / "own").save(LOGIN)
     assert json.loads(cli(*own, "status", "--json").out)["source"] == "file"
     assert cli(*own, "token").out == TOKEN + "\n"
     assert cli(*own, "headers").out == f"Authorization: Bearer {TOKEN}\n"
@@ -6140,10 +6066,9 @@ def test_a_directory_that_is_named_wins_over_the_environment(
 
 
 @pytest.mark.parametrize("command", USING)
-def test_an_expired_token_of_the_environment_is_status_4_and_named(
-    cli: Cli, logged_in: Place, setenv: Any, command: str
-) -> None:
-    setenv(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
+def test_an_expired_token_of_the_environment_is_status_4_and_named(cli: Cli, command: str) -> None:
+    cli.store.save(SESSION)
+    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
     status, _, err = cli(*command.split())
     assert (status, one_sentence(err)) == (4, True)
     assert "IMMICH_ACCESS_TOKEN" in err and EXPIRED.secret not in err
@@ -6159,9 +6084,9 @@ HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
     ids=["key", "login"],
 )
 def test_control_characters_of_a_stored_value_are_escaped(
-    cli: Cli, store: Place, auth: Any, command: str
+    cli: Cli, auth: Any, command: str
 ) -> None:
-    store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
+    cli.store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
     out = cli(*command.split()).out
     assert out.replace("\n", "").isprintable() and "\\x1b[2J" in out and "\nZ" not in out
 
@@ -6177,16 +6102,14 @@ def test_a_session_that_others_may_read_draws_a_warning(base: Path) -> None:
 # Command line: profile, token
 
 
-def test_profile_list_tells_accounts_apart_and_what_is_current_expired_or_broken(
-    cli: Cli, store: Place
-) -> None:
+def test_profile_list_tells_accounts_apart_and_what_is_current_expired_or_broken(cli: Cli) -> None:
     unnamed = with_auth(ApiKey(KEY))
     alike = {"a": LOGIN, "b": SESSION, "c": unnamed, "live": jwt(4102444800), "old": jwt(0)}
     for profile, session in alike.items():
-        store.save(session, profile)
-    store.set_current_profile("b")
-    (store.base / "profiles" / "empty").mkdir()
-    path = write_session(store.base, "{" + KEY, "z")
+        cli.store.save(session, profile)
+    cli.store.set_current_profile("b")
+    (cli.base / "profiles" / "empty").mkdir()
+    path = write_session(cli.base, "{" + KEY, "z")
     status, out, err = cli("profile", "list")
     *lines, broken = out.splitlines()
     assert (status, err, KEY in out) == (0, "", False)
@@ -6212,52 +6135,50 @@ def test_profile_list_tells_accounts_apart_and_what_is_current_expired_or_broken
     ]
 
 
-def test_profile_list_skips_what_is_removed_meanwhile(
-    cli: Cli, logged_in: Place, monkeypatch: Patch
-) -> None:
+def test_profile_list_skips_what_is_removed_meanwhile(cli: Cli) -> None:
+    cli.store.save(SESSION)
     listed = ["default", "gone"]  # the other was listed, too
-    monkeypatch.setattr(SessionStore, "list_profiles", lambda _: listed)
+    cli.patch.setattr(SessionStore, "list_profiles", lambda _: listed)
     assert cli("profile", "list") == (0, f"* default  {URL}  api_key  cli\n", "")
 
 
-def test_profile_list_of_nothing_is_an_empty_array_and_a_sentence(cli: Cli, base: Path) -> None:
+def test_profile_list_of_nothing_is_an_empty_array_and_a_sentence(cli: Cli) -> None:
     assert cli("profile", "list", "--json") == (0, "[]\n", "")
     assert complaint(cli("profile", "list"), status=0)
     assert cli("profile", "current") == (0, "default\n", "")
-    assert not base.exists()
+    assert not cli.base.exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=str)
-def test_profile_list_works_beside_a_broken_config_json(
-    cli: Cli, logged_in: Place, flags: List[str]
-) -> None:
-    put(logged_in.config_json, "{")
+def test_profile_list_works_beside_a_broken_config_json(cli: Cli, flags: List[str]) -> None:
+    cli.store.save(SESSION)
+    put(cli.store.config_json, "{")
     status, out, err = cli("profile", "list", *flags)
     assert (status, one_sentence(err)) == (0, True)
-    assert URL in out and "*" not in out and str(logged_in.config_json) in err
+    assert URL in out and "*" not in out and str(cli.store.config_json) in err
 
 
-def test_profile_switch_makes_a_profile_current_and_keeps_the_rest(cli: Cli, store: Place) -> None:
-    store.save(SESSION, "work")
+def test_profile_switch_makes_a_profile_current_and_keeps_the_rest(cli: Cli) -> None:
+    cli.store.save(SESSION, "work")
     for theme in ({}, {"theme": {"dark": 1}}):
         if theme:
-            put(store.config_json, json.dumps(theme))
+            put(cli.store.config_json, json.dumps(theme))
         assert '"work"' in complaint(cli("profile", "switch", "work"), status=0)
-        assert json.loads(store.config_json.read_text()) == {**theme, "current_profile": "work"}
+        assert json.loads(cli.store.config_json.read_text()) == {**theme, "current_profile": "work"}
 
 
-def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli, store: Place) -> None:
-    store.save(SESSION, "work")
-    store.save(SESSION, "home")
-    store.config_dir("empty")
+def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> None:
+    cli.store.save(SESSION, "work")
+    cli.store.save(SESSION, "home")
+    cli.store.config_dir("empty")
     told = complaint(cli("profile", "switch", "empty"))
-    assert "home, work" in told and '"empty"' in told and not store.config_json.exists()
+    assert "home, work" in told and '"empty"' in told and not cli.store.config_json.exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "\x1b[2J"])
-def test_profile_switch_to_what_is_no_name_is_refused(cli: Cli, base: Path, name: str) -> None:
+def test_profile_switch_to_what_is_no_name_is_refused(cli: Cli, name: str) -> None:
     told = complaint(cli("profile", "switch", name))
-    assert "is not allowed" in told and "\x1b" not in told and not base.exists()
+    assert "is not allowed" in told and "\x1b" not in told and not cli.base.exists()
 
 
 @pytest.mark.parametrize(
@@ -6274,9 +6195,9 @@ def test_profile_switch_to_what_is_no_name_is_refused(cli: Cli, base: Path, name
     ids=["key", "login", "extra", "basic"],
 )
 def test_token_is_the_bare_secret_and_headers_what_a_request_needs_a_header_a_line(
-    cli: Cli, store: Place, session: Session, lines: List[str]
+    cli: Cli, session: Session, lines: List[str]
 ) -> None:
-    store.save(session, "work")
+    cli.store.save(session, "work")
     assert cli("headers", "-P", "work") == (0, "\n".join(lines) + "\n", "")
     assert cli("token", "-P", "work") == (0, lines[-1].split()[-1] + "\n", "")
 
@@ -6293,17 +6214,17 @@ def test_token_is_the_bare_secret_and_headers_what_a_request_needs_a_header_a_li
     ids=["header", "lines", "key", "token", "url"],
 )
 def test_headers_and_exec_use_nothing_that_no_request_may_hold(
-    cli: Cli, store: Place, session: Session, member: str
+    cli: Cli, session: Session, member: str
 ) -> None:
-    store.save(session)
+    cli.store.save(session)
     for command in (["headers"], ["exec", "--", "/nosuch"]):
         assert member in complaint(cli(*command))
 
 
 @pytest.mark.parametrize("args", [["token"], ["headers"], ["exec", "--", "/nosuch"]], ids=" ".join)
-def test_no_usable_session_is_status_4(cli: Cli, store: Place, args: List[str]) -> None:
+def test_no_usable_session_is_status_4(cli: Cli, args: List[str]) -> None:
     assert 'profile "default" is not logged in (' in complaint(cli(*args), 4)
-    store.save(jwt(0))
+    cli.store.save(jwt(0))
     assert 'profile "default" has an expired session (' in complaint(cli(*args), 4)
 
 
@@ -6313,11 +6234,9 @@ def test_no_usable_session_is_status_4(cli: Cli, store: Place, args: List[str]) 
     + ["profile current", "profile switch x", "logout --local", "logout --local --all"]
     + ["import", "--help"],
 )
-def test_a_command_that_stores_nothing_makes_no_directory(
-    cli: Cli, tmp_path: Path, command: str
-) -> None:
+def test_a_command_that_stores_nothing_makes_no_directory(cli: Cli, command: str) -> None:
     cli(*command.split())
-    assert everything_in(tmp_path) == []
+    assert everything_in(cli.top) == []
 
 
 # Command line: exec (in this process only what does not exist: it would take the tests' place)
@@ -6443,10 +6362,9 @@ def test_exec_hands_on_a_closed_stream(logged_in: Place, number: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["nosuch", "./nosuch", "/nosuch/nosuch", "", "odd\udcff"])
-def test_a_command_that_is_not_found_is_status_127(
-    cli: Cli, logged_in: Place, setenv: Any, path: str
-) -> None:
-    setenv(PATH=f"/usr/bin:/bin:{MODULE}")  # a file among the directories is no obstacle
+def test_a_command_that_is_not_found_is_status_127(cli: Cli, path: str) -> None:
+    cli.store.save(SESSION)
+    cli.set(PATH=f"/usr/bin:/bin:{MODULE}")  # a file among the directories is no obstacle
     assert complaint(cli("exec", "--", path), 127)
 
 
@@ -6464,14 +6382,13 @@ def test_exec_waits_for_the_command_where_it_cannot_become_it(logged_in: Place) 
     assert done == (7, f"{KEY}\n", "")
 
 
-def test_where_a_command_is_looked_for_decides_between_126_and_127(
-    cli: Cli, logged_in: Place, setenv: Any, monkeypatch: Patch
-) -> None:
-    here = logged_in.top
+def test_where_a_command_is_looked_for_decides_between_126_and_127(cli: Cli) -> None:
+    cli.store.save(SESSION)
+    here = cli.top
     file = put(here / "here", "x")
     put(here / "bin" / "in-path", "x")
-    setenv(PATH=str(here / "bin"))
-    monkeypatch.chdir(here)
+    cli.set(PATH=str(here / "bin"))
+    cli.patch.chdir(here)
     for command, status in (
         *(("in-path", 126), ("./in-path", 127), ("./here", 126), ("here", 127)),
         *((file, 126), (here, 126)),
@@ -6485,7 +6402,8 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(
 
 
 @posix_only
-def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli, logged_in: Place) -> None:
+def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli) -> None:
+    cli.store.save(SESSION)
     before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         assert cli("exec", "--", "nosuch").status == 127
@@ -6497,9 +6415,9 @@ def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli, logged_
 @pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
 @pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
 def test_exec_says_once_what_a_command_may_not_understand(
-    cli: Cli, store: Place, session: Session, extra: Dict[str, str]
+    cli: Cli, session: Session, extra: Dict[str, str]
 ) -> None:
-    store.save(with_headers(extra, session))
+    cli.store.save(with_headers(extra, session))
     told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
     told += ["n: warning: the extra headers reach only .* that read IMMICH_HEADERS$"] * bool(extra)
     status, out, err = run("exec", "--", *ECHO, "done")
@@ -6517,13 +6435,13 @@ def test_exec_says_once_what_a_command_may_not_understand(
     ids=["key", "login", "key and headers", "login and headers"],
 )
 def test_a_command_of_exec_that_is_this_one_sees_the_very_same_session(
-    cli: Cli, store: Place, setenv: Any, session: Session, source: str
+    cli: Cli, session: Session, source: str
 ) -> None:
-    own, other = SessionStore(store.top / "own"), with_url("https://other.example.com/api")
-    options = ["-d", store.top / "own"] if source == "directory" else []
-    store.save(session if source == "file" else other)
+    own, other = SessionStore(cli.top / "own"), with_url("https://other.example.com/api")
+    options = ["-d", cli.top / "own"] if source == "directory" else []
+    cli.store.save(session if source == "file" else other)
     own.save(session if source == "directory" else other)
-    setenv(**(session.to_env() if source == "environment" else {"IMMICH_HEADERS": "Z: other"}))
+    cli.set(**(session.to_env() if source == "environment" else {"IMMICH_HEADERS": "Z: other"}))
     child = ["exec", "--", sys.executable, "-B", MODULE]
     assert run(*options, *child, "headers").out == cli(*options, "headers").out
     inside = json.loads(run(*options, *child, "status", "--json").out)
@@ -6558,12 +6476,10 @@ STRINGS += [("'#' # a", "#"), ("'null'", "null")]
         *((f"url: {URL}\nkey: {text}\n", key) for text, key in STRINGS),
     ],
 )
-def test_import_stores_the_session_of_the_official_cli(
-    cli: Cli, store: Place, text: str, key: str
-) -> None:
-    put(store.base / "auth.yml", text)
+def test_import_stores_the_session_of_the_official_cli(cli: Cli, text: str, key: str) -> None:
+    put(cli.base / "auth.yml", text)
     complaint(cli("import"), status=0)
-    session = store.load()
+    session = cli.store.load()
     assert session and (session.server_url, session.auth) == (URL, ApiKey(key))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d-00:00", session.created_at)
 
@@ -6595,11 +6511,11 @@ NO_AUTH_YMLS = [
 
 @pytest.mark.parametrize("text, told", NO_AUTH_YMLS)
 def test_import_refuses_anything_else_and_says_where_without_an_echo(
-    cli: Cli, store: Place, text: str, told: str
+    cli: Cli, text: str, told: str
 ) -> None:
-    path = put(store.base / "auth.yml", text)
+    path = put(cli.base / "auth.yml", text)
     problem = complaint(cli("import"))
-    assert problem.startswith(f"{path}: {told}") and store.load() is None
+    assert problem.startswith(f"{path}: {told}") and cli.store.load() is None
     assert told != MISSING or problem == f"{path}: {MISSING}"
 
 
@@ -6622,30 +6538,28 @@ def test_whatever_auth_yml_holds_it_is_stored_or_refused(data: bytes) -> None:
     assert one_sentence(err.getvalue()) and KEY not in err.getvalue()
 
 
-def test_import_takes_a_file_and_a_profile_and_else_leaves_the_current_one(
-    cli: Cli, store: Place, setenv: Any, monkeypatch: Patch
-) -> None:
-    store.save(OLD)
-    file = put(store.top / "other.yml", AUTH_YML)
+def test_import_takes_a_file_and_a_profile_and_else_leaves_the_current_one(cli: Cli) -> None:
+    cli.store.save(OLD)
+    file = put(cli.top / "other.yml", AUTH_YML)
     assert cli("import", file, "-P", "work").status == 0
-    assert (stored("work"), store.load("default")) == (ApiKey(KEY), OLD)
-    assert store.get_current_profile() == "work"
-    put(store.base / "auth.yml", AUTH_YML)
-    setenv(IMMICH_PROFILE="b")
+    assert (stored("work"), cli.store.load("default")) == (ApiKey(KEY), OLD)
+    assert cli.store.get_current_profile() == "work"
+    put(cli.base / "auth.yml", AUTH_YML)
+    cli.set(IMMICH_PROFILE="b")
     assert cli("import").status == 0
-    monkeypatch.delenv("IMMICH_PROFILE")
-    assert (store.get_current_profile(), stored("b")) == ("work", ApiKey(KEY))
+    cli.patch.delenv("IMMICH_PROFILE")
+    assert (cli.store.get_current_profile(), stored("b")) == ("work", ApiKey(KEY))
 
 
-def test_import_looks_into_the_directory_that_is_named(cli: Cli, tmp_path: Path) -> None:
-    put(tmp_path / "d" / "auth.yml", AUTH_YML)
-    assert cli("-d", tmp_path / "d", "import").status == 0
-    assert cli("-d", tmp_path / "d", "token").out == KEY + "\n"
+def test_import_looks_into_the_directory_that_is_named(cli: Cli) -> None:
+    put(cli.top / "d" / "auth.yml", AUTH_YML)
+    assert cli("-d", cli.top / "d", "import").status == 0
+    assert cli("-d", cli.top / "d", "token").out == KEY + "\n"
 
 
 @posix_only
-def test_import_warns_of_a_file_that_others_have_access_to(cli: Cli, base: Path) -> None:
-    path = put(base / "auth.yml", AUTH_YML)
+def test_import_warns_of_a_file_that_others_have_access_to(cli: Cli) -> None:
+    path = put(cli.base / "auth.yml", AUTH_YML)
     for bits, told in ((0o600, 0), (0o644, 1)):
         path.chmod(bits)
         done = cli("import")
@@ -6653,13 +6567,11 @@ def test_import_warns_of_a_file_that_others_have_access_to(cli: Cli, base: Path)
         assert done.err.count(f"warning: {path}: ") == told
 
 
-def test_import_of_no_file_names_it_and_an_empty_name_is_not_the_usual_file(
-    cli: Cli, store: Place
-) -> None:
+def test_import_of_no_file_names_it_and_an_empty_name_is_not_the_usual_file(cli: Cli) -> None:
     assert "missing.yml" in complaint(cli("import", "missing.yml"))
-    assert str(store.base / "auth.yml") in complaint(cli("import")) and not store.base.exists()
-    put(store.base / "auth.yml", AUTH_YML)
-    assert complaint(cli("import", "")) and store.load() is None
+    assert str(cli.base / "auth.yml") in complaint(cli("import")) and not cli.base.exists()
+    put(cli.base / "auth.yml", AUTH_YML)
+    assert complaint(cli("import", "")) and cli.store.load() is None
 
 
 # Command line: who overrides whom
@@ -6679,10 +6591,10 @@ IDLE = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY": URL, "IMMICH_CONFIG_DIR": 
 @pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
 @pytest.mark.parametrize("variables", OVERRIDES, ids="+".join)
 def test_a_change_that_the_environment_overrides_names_the_variables(
-    cli: Cli, store: Place, setenv: Any, args: List[str], variables: Dict[str, str]
+    cli: Cli, args: List[str], variables: Dict[str, str]
 ) -> None:
-    store.save(SESSION, "work")
-    setenv(**variables)
+    cli.store.save(SESSION, "work")
+    cli.set(**variables)
     status, out, err = cli(*args)
     assert (status, out, KEY in err) == (0, "", False)
     told = [name for name, value in variables.items() if value]
@@ -6692,9 +6604,9 @@ def test_a_change_that_the_environment_overrides_names_the_variables(
 @pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
 @pytest.mark.parametrize("name", IDLE)
 def test_a_variable_that_overrides_nothing_is_not_named(
-    cli: Cli, tmp_path: Path, setenv: Any, args: List[str], name: str
+    cli: Cli, args: List[str], name: str
 ) -> None:
-    setenv(**{name: IDLE[name].replace("elsewhere", str(tmp_path / "home" / "x"))})
+    cli.set(**{name: IDLE[name].replace("elsewhere", str(cli.top / "home" / "x"))})
     SessionStore().save(SESSION, "work")
     assert name not in cli(*args).err
 
@@ -6773,9 +6685,9 @@ def hostile(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Path]]:
 
 
 def test_a_hostile_session_is_one_sentence_and_logout_removes_all_but_a_directory(
-    cli: Cli, store: Place, hostile: Callable[[Path], Path]
+    cli: Cli, hostile: Callable[[Path], Path]
 ) -> None:
-    path = hostile(store.base / "profiles" / "default" / "session.json")
+    path = hostile(cli.base / "profiles" / "default" / "session.json")
     for command in ("status", "status --json", "token", "exec /nosuch", " ".join(RENEW)):
         assert str(path) in complaint(cli(*command.split()))
     status, out, err = cli("profile", "list")
@@ -6786,41 +6698,41 @@ def test_a_hostile_session_is_one_sentence_and_logout_removes_all_but_a_director
 
 
 def test_login_replaces_a_hostile_session_but_for_a_directory(
-    cli: Cli, base: Path, hostile: Callable[[Path], Path]
+    cli: Cli, hostile: Callable[[Path], Path]
 ) -> None:
-    is_directory = hostile(base / "profiles" / "default" / "session.json").is_dir()
+    is_directory = hostile(cli.base / "profiles" / "default" / "session.json").is_dir()
     status, _, err = cli(*LOGIN_HERE)
     assert sentences(err) and status == (1 if is_directory else 0)
     assert is_directory or stored("default") == ApiKey(KEY)
 
 
 def test_a_hostile_config_json_is_one_sentence_and_replaced_but_for_a_directory(
-    cli: Cli, store: Place, hostile: Callable[[Path], Path]
+    cli: Cli, hostile: Callable[[Path], Path]
 ) -> None:
-    store.save(SESSION, "work")
-    path = hostile(store.config_json)
+    cli.store.save(SESSION, "work")
+    path = hostile(cli.store.config_json)
     for command in ("status", "token", "exec /nosuch", "profile current", "logout --local"):
         assert str(path) in complaint(cli(*command.split()))
     told = complaint(cli("profile", "switch", "work"), status=1 if path.is_dir() else 0)
-    assert told and (path.is_dir() or store.get_current_profile() == "work")
+    assert told and (path.is_dir() or cli.store.get_current_profile() == "work")
 
 
 def test_a_hostile_auth_yml_is_one_sentence_and_status_1(
-    cli: Cli, store: Place, hostile: Callable[[Path], Path]
+    cli: Cli, hostile: Callable[[Path], Path]
 ) -> None:
-    path = hostile(store.base / "auth.yml")
-    assert str(path) in complaint(cli("import")) and store.load() is None
+    path = hostile(cli.base / "auth.yml")
+    assert str(path) in complaint(cli("import")) and cli.store.load() is None
 
 
-def test_a_stored_url_of_any_shape_is_shown_at_once(cli: Cli, store: Place) -> None:
-    store.save(Session("://" * 300000, ApiKey(KEY), ""))
+def test_a_stored_url_of_any_shape_is_shown_at_once(cli: Cli) -> None:
+    cli.store.save(Session("://" * 300000, ApiKey(KEY), ""))
     with at_once():
         assert cli("status").status == 0
 
 
 @posix_only
-def test_a_file_in_place_of_a_directory_is_one_sentence(cli: Cli, base: Path) -> None:
-    path = put(base / "profiles", "x")
+def test_a_file_in_place_of_a_directory_is_one_sentence(cli: Cli) -> None:
+    path = put(cli.base / "profiles", "x")
     for args in (LOGIN_HERE, ["profile", "list"], ["status"], ["logout", "--local", "--all"]):
         assert str(path) in complaint(cli(*args))
 
@@ -6874,7 +6786,7 @@ def test_a_broken_standard_error_changes_no_status(args: List[str], status: int,
 
 @pytest.mark.parametrize("problem", [OSError(errno.EIO, "broken"), ValueError("closed")])
 def test_a_stream_without_a_descriptor_that_breaks_is_one_sentence_and_status_1(
-    cli: Cli, monkeypatch: Patch, problem: Exception
+    cli: Cli, problem: Exception
 ) -> None:
     class Broken(StringIO):
         def write(self, _: str) -> int:
@@ -6883,12 +6795,12 @@ def test_a_stream_without_a_descriptor_that_breaks_is_one_sentence_and_status_1(
         def fileno(self) -> int:
             raise problem
 
-    with monkeypatch.context() as patch:
+    with cli.patch.context() as patch:
         patch.setattr(sys, "stdout", Broken())
         told = complaint(cli("profile", "current"))
     what = "broken" if isinstance(problem, OSError) else "it is closed"
     assert told == f"standard output: {what}"
-    monkeypatch.setattr(sys, "stderr", Broken())
+    cli.patch.setattr(sys, "stderr", Broken())
     assert cli("token").status == 4
 
 
@@ -6958,20 +6870,17 @@ def test_a_locale_without_a_letter_escapes_it_for_people_and_does_not_change_wha
 
 
 @pytest.mark.parametrize("home", ["", "relative"])
-def test_no_home_is_an_error_that_names_both_variables(
-    cli: Cli, tmp_path: Path, monkeypatch: Patch, home: str
-) -> None:
-    monkeypatch.setenv(HOME, home)
-    monkeypatch.chdir(tmp_path)
+def test_no_home_is_an_error_that_names_both_variables(cli: Cli, home: str) -> None:
+    cli.patch.setenv(HOME, home)
+    cli.patch.chdir(cli.top)
     for command in ("status", "profile list", "import", " ".join(LOGIN_HERE)):
         told = complaint(cli(*command.split()))
-        assert HOME in told and "IMMICH_CONFIG_DIR" in told and everything_in(tmp_path) == []
+        assert HOME in told and "IMMICH_CONFIG_DIR" in told and everything_in(cli.top) == []
 
 
-def test_a_session_of_the_environment_needs_no_home(
-    cli: Cli, environment: None, setenv: Any
-) -> None:
-    setenv(HOME="")
+def test_a_session_of_the_environment_needs_no_home(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    cli.set(HOME="")
     assert cli("token") == (0, KEY + "\n", "")
     assert cli("status").status == 0
 
@@ -7019,12 +6928,12 @@ def test_a_read_only_directory_can_be_read_but_not_written(public: Path) -> None
     ],
 )
 def test_a_current_directory_that_is_deleted_is_no_traceback(
-    tmp_path: Path, setenv: Any, command: str, statuses: List[int]
+    cli: Cli, command: str, statuses: List[int]
 ) -> None:
-    here = tmp_path / "here"
+    here = cli.top / "here"
     here.mkdir()
     if "exec" in command:
-        setenv(IMMICH_INSTANCE_URL=URL, IMMICH_API_KEY=KEY)
+        cli.set(**FROM_ENVIRONMENT)
     done = run(*command.split(), cwd=str(here), preexec_fn=here.rmdir)
     assert done.status in statuses and sentences(done.err)
 
@@ -8430,13 +8339,11 @@ def test_a_minimal_python_does_everything_but_requests(base: Path) -> None:
 
 
 @posix_only
-def test_a_prompt_that_python_has_no_module_for_is_an_error_that_names_it(
-    cli: Cli, monkeypatch: Patch
-) -> None:
-    monkeypatch.setitem(sys.modules, "getpass", None)
+def test_a_prompt_that_python_has_no_module_for_is_an_error_that_names_it(cli: Cli) -> None:
+    cli.patch.setitem(sys.modules, "getpass", None)
     master, slave = pty.openpty()
     with open(slave) as input_:
-        monkeypatch.setattr(sys, "stdin", input_)
+        cli.patch.setattr(sys, "stdin", input_)
         told = complaint(cli("login", URL, "--no-verify"))
     os.close(master)
     assert "getpass" in told and '"-k -"' in told
@@ -8522,21 +8429,22 @@ def test_a_file_that_another_program_keeps_open_is_an_error_after_a_second(store
 
 
 @windows_only
-def test_home_is_the_users_profile_whatever_home_says(store: Place, setenv: Any) -> None:
-    setenv(HOME=str(store.top / "elsewhere"))
-    assert store.base_config_dir() == store.base
+def test_home_is_the_users_profile_whatever_home_says(cli: Cli) -> None:
+    cli.set(HOME=str(cli.top / "elsewhere"))
+    assert cli.store.base_config_dir() == cli.base
 
 
 @windows_only
 def test_exec_finds_a_command_as_pathext_says_but_not_in_the_current_directory(
-    logged_in: Place, setenv: Any, monkeypatch: Patch
+    cli: Cli,
 ) -> None:
-    here = logged_in.top
+    cli.store.save(SESSION)
+    here = cli.top
     put(here / "bin" / "npm", "#!/bin/sh\n")  # npm comes with both
     put(here / "bin" / "npm.cmd", "@echo %1 %IMMICH_API_KEY%\r\n@exit 7\r\n")
     put(here / "here.cmd", "@exit 8\r\n")
-    setenv(PATH=f";{here / 'bin'};{os.environ['PATH']};")
-    monkeypatch.chdir(here)
+    cli.set(PATH=f";{here / 'bin'};{os.environ['PATH']};")
+    cli.patch.chdir(here)
     for name in ("npm", "NPM.CMD", r"bin\npm", "bin/npm", here / "bin" / "npm"):
         assert run("exec", "--", name, "ci") == (7, f"ci {KEY}\n", "")
     assert run("exec", "--", "here").status == 127
