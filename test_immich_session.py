@@ -5312,18 +5312,15 @@ def test_help_says_the_defaults(cli: Cli, command: str, option: str, default: st
     assert default in told
 
 
-def test_help_of_the_whole_names_every_command_and_variable(cli: Cli) -> None:
+def test_help_names_every_command_and_variable(cli: Cli) -> None:
     words = set(re.findall(r"\w+", help_of(cli, "")))
     assert words >= {command.split()[0] for command in COMMANDS}
     assert words >= {*KIND, "IMMICH_CONFIG_DIR"}
     assert words >= {"SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
-
-
-def test_help_of_exec_names_the_command_and_the_variables_that_it_sets(cli: Cli) -> None:
-    out = help_of(cli, "exec")
-    named = set(re.findall(r"IMMICH_\w+", out))
+    of_exec = help_of(cli, "exec")
+    named = set(re.findall(r"IMMICH_\w+", of_exec))
     assert named == {*with_headers(CANARIES).to_env(), *LOGIN.to_env(), "IMMICH_PROFILE"}
-    assert "COMMAND" in " ".join(out.split("\n\n")[0].split())
+    assert "COMMAND" in " ".join(of_exec.split("\n\n")[0].split())
 
 
 WRONG_USAGE = """
@@ -5369,9 +5366,9 @@ def test_no_superfluous_argument_is_echoed(before: str, after: str, words: List[
     assert (status, out.getvalue()) == (2, "") and KEY not in err.getvalue()
 
 
-@pytest.mark.parametrize("args", [[], ["profile"], ["-d", "x"]], ids=str)
-def test_no_command_at_all_is_status_2_and_the_help(cli: Cli, args: List[str]) -> None:
-    assert cli(*args) == (2, "", cli(*args, "--help").out)
+def test_no_command_at_all_is_status_2_and_the_help(cli: Cli) -> None:
+    for args in ([], ["profile"], ["-d", "x"]):
+        assert cli(*args) == (2, "", cli(*args, "--help").out)
     assert KEY not in cli("-d", KEY).err
 
 
@@ -5809,6 +5806,9 @@ def test_a_broken_session_does_not_stop_a_new_login(cli: Cli, data: bytes) -> No
 
 
 def test_the_first_profile_ever_and_one_that_is_named_become_current(cli: Cli) -> None:
+    cli.store.save(SESSION)
+    assert cli(*LOGIN_HERE).status == 0 and not cli.store.config_json.exists()  # it is current
+    cli.store.clear()
     assert cli(*LOGIN_HERE).status == 0
     assert json.loads(cli.store.config_json.read_text()) == {"current_profile": "default"}
     told = complaint(cli(*LOGIN_HERE, "--profile", "alice@example.com"), status=0, lines=2)
@@ -5822,11 +5822,6 @@ def test_a_profile_name_may_have_letters_of_any_script(store: Place) -> None:
     assert run(*LOGIN_HERE, "-P", "Zoë 写真", env=unicode).status == 0
     assert run("profile", "current", env=unicode).out == "Zoë 写真\n"
     assert (store.base / "profiles" / "Zoë 写真" / "session.json").exists()
-
-
-def test_a_login_to_the_current_profile_leaves_config_json_alone(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    assert cli(*LOGIN_HERE).status == 0 and not cli.store.config_json.exists()
 
 
 BROKEN_CONFIGS = ["{", "[]", "", '{"current_profile": 1}', '{"current_profile": "../x"}']
@@ -5848,18 +5843,15 @@ def test_beside_a_broken_config_json_the_profile_has_to_be_named(cli: Cli, text:
 
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
-@pytest.mark.parametrize(
-    "args",
-    [[*LOGIN_HERE, "-P", "work"], ["profile", "switch", "work"], ["import", "-P", "work"]],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("args", [LOGIN_HERE, ["profile", "switch", "work"], ["import"]], ids=str)
 def test_a_broken_config_json_is_replaced_where_the_profile_is_named(
     cli: Cli, text: str, args: List[str]
 ) -> None:
     cli.store.save(OLD, "work")
     put(cli.store.config_json, text)
     put(cli.base / "auth.yml", AUTH_YML)
-    assert cli(*args).status == 0 and cli.store.get_current_profile() == "work"
+    named = [] if "switch" in args else ["-P", "work"]
+    assert cli(*args, *named).status == 0 and cli.store.get_current_profile() == "work"
 
 
 # How a program is started, and how the command that it suggests begins ("": in any way). PY is this
@@ -6103,12 +6095,9 @@ def test_status_tells_the_facts_to_people_and_to_programs(
     assert json.loads(data.out) == {**facts, **where, **created, **expiry}
 
 
-def test_status_names_what_people_look_for(cli: Cli) -> None:
-    for session, facts in ((SESSION, {"cli", "API key"}), (LOGIN, {"u-1", "alice@example.com"})):
-        cli.store.save(session)
-        assert all(fact in cli("status").out for fact in ('"default"', URL, STAMP, *facts))
+def test_status_json_is_ascii(cli: Cli) -> None:
     cli.store.save(Session(URL, ApiKey(KEY, "Zoë"), ""))
-    assert cli("status", "--json").out.isascii()
+    assert cli("status", "--json").out.isascii() and "API key" in cli("status").out
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--json", "--check"]], ids=str)
@@ -6165,6 +6154,9 @@ def test_a_profile_that_is_named_wins_over_the_environment(cli: Cli) -> None:
     assert json.loads(cli("status", "--json", "-P", "work").out)["method"] == "jwt"
     assert cli("token", "-P", "work").out == TOKEN + "\n"
     assert cli("token").out == KEY + "\n"
+    for value in ("", "two words", f"{KEY}\x7f", f"{KEY}\udcff"):
+        cli.set(IMMICH_API_KEY=value)
+        assert "IMMICH_API_KEY" in complaint(cli("token"))
 
 
 def test_the_profile_of_the_environment_is_the_current_one(cli: Cli) -> None:
@@ -6172,13 +6164,6 @@ def test_the_profile_of_the_environment_is_the_current_one(cli: Cli) -> None:
     cli.set(IMMICH_PROFILE="work")
     assert cli("profile", "current").out == "work\n"
     assert cli("token").out == KEY + "\n"
-
-
-@pytest.mark.parametrize("value", ["", "two words", f"{KEY}\x7f", f"{KEY}\udcff"])
-def test_a_bad_key_of_the_environment_is_named_and_not_echoed(cli: Cli, value: str) -> None:
-    cli.set(**FROM_ENVIRONMENT)
-    cli.set(IMMICH_API_KEY=value)
-    assert "IMMICH_API_KEY" in complaint(cli("token"))
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "profile list"])
@@ -6307,13 +6292,13 @@ def test_profile_list_of_nothing_is_an_empty_array_and_a_sentence(cli: Cli) -> N
     assert not cli.base.exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]], ids=str)
-def test_profile_list_works_beside_a_broken_config_json(cli: Cli, flags: List[str]) -> None:
+def test_profile_list_works_beside_a_broken_config_json(cli: Cli) -> None:
     cli.store.save(SESSION)
     put(cli.store.config_json, "{")
-    status, out, err = cli("profile", "list", *flags)
-    assert (status, one_sentence(err)) == (0, True)
-    assert URL in out and "*" not in out and str(cli.store.config_json) in err
+    for flags in ([], ["--json"]):
+        status, out, err = cli("profile", "list", *flags)
+        assert (status, one_sentence(err)) == (0, True)
+        assert URL in out and "*" not in out and str(cli.store.config_json) in err
 
 
 def test_profile_switch_makes_a_profile_current_and_keeps_the_rest(cli: Cli) -> None:
@@ -6330,13 +6315,11 @@ def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> Non
     cli.store.save(SESSION, "home")
     cli.store.config_dir("empty")
     told = complaint(cli("profile", "switch", "empty"))
-    assert "home, work" in told and '"empty"' in told and not cli.store.config_json.exists()
-
-
-@pytest.mark.parametrize("name", ["", "..", "a/b", "\x1b[2J"])
-def test_profile_switch_to_what_is_no_name_is_refused(cli: Cli, name: str) -> None:
-    told = complaint(cli("profile", "switch", name))
-    assert "is not allowed" in told and "\x1b" not in told and not cli.base.exists()
+    assert "home, work" in told and '"empty"' in told
+    for name in ("", "..", "a/b", "\x1b[2J"):
+        told = complaint(cli("profile", "switch", name))
+        assert "is not allowed" in told and "\x1b" not in told
+    assert not cli.store.config_json.exists()
 
 
 @pytest.mark.parametrize(
@@ -6462,9 +6445,8 @@ def test_exec_hands_on_the_directory_as_an_absolute_path(
     assert shown["IMMICH_CONFIG_DIR"] == directory
 
 
-@pytest.mark.parametrize(
-    "args, printed",
-    [
+def test_exec_hands_on_every_argument_of_the_command(logged_in: Place) -> None:
+    for args, printed in (
         ("-- echo a", "a"),
         ("echo a", "a"),
         ("-- echo -- a", "-- a"),
@@ -6473,14 +6455,10 @@ def test_exec_hands_on_the_directory_as_an_absolute_path(
         ("echo -P x -d y -h", "-P x -d y -h"),
         ("-P default -- echo --json", "--json"),
         ("--profile=default -- echo '' \"'\"", " '"),
-    ],
-)
-def test_exec_hands_on_every_argument_of_the_command(
-    logged_in: Place, args: str, printed: str
-) -> None:
-    words = shlex.split(args)
-    at = words.index("echo")
-    assert run("exec", *words[:at], *ECHO, *words[at + 1 :]) == (0, printed + "\n", "")
+    ):
+        words = shlex.split(args)
+        at = words.index("echo")
+        assert run("exec", *words[:at], *ECHO, *words[at + 1 :]) == (0, printed + "\n", "")
 
 
 @pytest.mark.parametrize(
@@ -6519,11 +6497,11 @@ def test_exec_hands_on_a_closed_stream(logged_in: Place, number: int) -> None:
     assert run(*command, preexec_fn=lambda: os.close(number)).status == 10 + number
 
 
-@pytest.mark.parametrize("path", ["nosuch", "./nosuch", "/nosuch/nosuch", "", "odd\udcff"])
-def test_a_command_that_is_not_found_is_status_127(cli: Cli, path: str) -> None:
+def test_a_command_that_is_not_found_is_status_127(cli: Cli) -> None:
     cli.store.save(SESSION)
     cli.set(PATH=f"/usr/bin:/bin:{MODULE}")  # a file among the directories is no obstacle
-    assert complaint(cli("exec", "--", path), 127)
+    for path in ("nosuch", "./nosuch", "/nosuch/nosuch", "", "odd\udcff"):
+        assert complaint(cli("exec", "--", path), 127)
 
 
 @root_only
@@ -6708,12 +6686,9 @@ def test_import_takes_a_file_and_a_profile_and_else_leaves_the_current_one(cli: 
     assert cli("import").status == 0
     cli.patch.delenv("IMMICH_PROFILE")
     assert (cli.store.get_current_profile(), stored("b")) == ("work", ApiKey(KEY))
-
-
-def test_import_looks_into_the_directory_that_is_named(cli: Cli) -> None:
-    put(cli.top / "d" / "auth.yml", AUTH_YML)
+    put(cli.top / "d" / "auth.yml", AUTH_YML.replace(KEY, "of-d"))
     assert cli("-d", cli.top / "d", "import").status == 0
-    assert cli("-d", cli.top / "d", "token").out == KEY + "\n"
+    assert cli("-d", cli.top / "d", "token").out == "of-d\n"
 
 
 @posix_only
@@ -7018,13 +6993,8 @@ def test_no_home_is_an_error_that_names_both_variables(cli: Cli, home: str) -> N
     for command in ("status", "profile list", "import", " ".join(LOGIN_HERE)):
         told = complaint(cli(*command.split()))
         assert HOME in told and "IMMICH_CONFIG_DIR" in told and everything_in(cli.top) == []
-
-
-def test_a_session_of_the_environment_needs_no_home(cli: Cli) -> None:
     cli.set(**FROM_ENVIRONMENT)
-    cli.set(HOME="")
-    assert cli("token") == (0, KEY + "\n", "")
-    assert cli("status").status == 0
+    assert cli("token") == (0, KEY + "\n", "") and cli("status").status == 0
 
 
 @root_only
@@ -8273,7 +8243,12 @@ def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     assert stored() == ApiKey(KEY, "test all")
 
 
-def test_the_profiles_of_the_readme(readme: Any, store: Place) -> None:
+def test_the_readme_on_profiles_and_another_directory(
+    readme: Any, store: Place, here: Path
+) -> None:
+    assert 'profile "default" (./sessions/profiles/' in readme("directory")
+    assert SessionStore(here / "sessions").list_profiles() == ["default"]
+    assert store.list_profiles() == []
     text = readme("profiles")
     assert store.list_profiles() == ["family", "work"]
     assert store.get_current_profile() == "family" and "\r\nfamily\r\n" in text
@@ -8287,12 +8262,6 @@ def test_the_readme_on_seeing_using_and_ending_a_session(
     assert "Valid: yes" in text and f"{server.url}/api\r\n" in text
     assert (here / "asked.txt").read_text() == f"x-api-key: {KEY}\n"
     assert stored() is None
-
-
-def test_the_readme_on_another_directory(readme: Any, store: Place, here: Path) -> None:
-    assert 'profile "default" (./sessions/profiles/' in readme("directory")
-    assert SessionStore(here / "sessions").list_profiles() == ["default"]
-    assert store.list_profiles() == []
 
 
 def test_the_readme_on_a_proxy_in_front_of_the_server(readme: Any, server: Server) -> None:
