@@ -5534,15 +5534,9 @@ def test_what_is_no_key_is_refused_without_an_echo(base: Path, told: str) -> Non
 @pytest.mark.parametrize(
     "typed, sent",
     [
-        ("p", "p"),
-        ("p\n", "p"),
-        ("p\n\n", "p\n"),
-        ("\n", ""),
-        ("\ufeffp\r\n", "p"),
-        (" p w ", " p w "),
-        (" p w \r\n", " p w "),
+        *(("p", "p"), ("p\n", "p"), ("p\n\n", "p\n"), ("\n", ""), ("\ufeffp\r\n", "p")),
+        *((" p w ", " p w "), (" p w \r\n", " p w "), ("pässwörd", "pässwörd")),
         ("x" * 65536, "x" * 65536),
-        ("pässwörd", "pässwörd"),
     ],
     ids=lambda text: ascii(text[:9]),
 )
@@ -6386,14 +6380,10 @@ def test_a_command_that_stores_nothing_makes_no_directory(cli: Cli, command: str
 SHOW = [sys.executable, "-S", "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
 ECHO = [sys.executable, "-c", "import sys; print(*sys.argv[1:])"]
 FOREIGN = {
-    "IMMICH_SERVER": "https://other.example.com",
-    "IMMICH_API_URL": "https://other.example.com",
+    **dict.fromkeys(("IMMICH_SERVER", "IMMICH_API_URL"), "https://other.example.com"),
+    **dict.fromkeys(("IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "IMMICH_PROFILE"), "other"),
+    **dict.fromkeys(("IMMICH_API_KEY_FILE", "IMMICH_HEADERS_FILE"), "/nowhere"),
     "IMMICH_API_KEY": "",
-    "IMMICH_ACCESS_TOKEN": "other",
-    "IMMICH_HEADERS": "other",
-    "IMMICH_API_KEY_FILE": "/nowhere",
-    "IMMICH_HEADERS_FILE": "/nowhere",
-    "IMMICH_PROFILE": "x",
     "IMMICH_LOG_LEVEL": "verbose",
 }
 OWN = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_URL": URL}
@@ -6447,14 +6437,10 @@ def test_exec_hands_on_the_directory_as_an_absolute_path(
 
 def test_exec_hands_on_every_argument_of_the_command(logged_in: Place) -> None:
     for args, printed in (
-        ("-- echo a", "a"),
-        ("echo a", "a"),
-        ("-- echo -- a", "-- a"),
-        ("echo -- a", "-- a"),
+        *(("-- echo a", "a"), ("echo a", "a"), ("-- echo -- a", "-- a"), ("echo -- a", "-- a")),
+        *(("-P default -- echo --json", "--json"), ("--profile=default -- echo '' \"'\"", " '")),
         ("-- echo -P x -d y --json", "-P x -d y --json"),
         ("echo -P x -d y -h", "-P x -d y -h"),
-        ("-P default -- echo --json", "--json"),
-        ("--profile=default -- echo '' \"'\"", " '"),
     ):
         words = shlex.split(args)
         at = words.index("echo")
@@ -6625,35 +6611,28 @@ MISSING = "expected url and key, or instanceUrl and apiKey"
 NO_VALUES = [f"# {KEY}", f"|\n  {KEY}", f">-\n  {KEY}", f"&anchor {KEY}", f"*{KEY}", f"!!str {KEY}"]
 NO_VALUES += [f"[{KEY}]", f"{KEY}: x", f"{KEY}:", f"'{KEY}", f'"{KEY}\\q"', f"'{KEY}' {KEY}", "~"]
 NO_VALUES += ["null", "Null", "NULL", ""]
-NO_AUTH_YMLS = [
-    (f"{KEY}", "line 1: "),
-    (f"auth:\n  url: {URL}\n  key: {KEY}\n", "line 1: "),
-    (f"- url: {URL}\n- key: {KEY}\n", "line 1: "),
-    (f"{{url: {URL}, key: {KEY}}}", "line 1: "),
-    (f'{{"url": "{URL}", "key": "{KEY}"}}', "line 1: "),
-    (f"{AUTH_YML}key: {KEY}\n", "line 3: "),
-    (f"{AUTH_YML}{KEY}\n", "line 3: "),
-    (f"{AUTH_YML}...\n---\nkey: {KEY}\n", "line 3: "),
-    (f"url: ftp://example.com\nkey: {KEY}\n", "url: "),
-    (f"url: https://alice:{KEY}@example.com\nkey: {KEY}\n", "url: "),
-    (f"url: {URL}?a\nkey: {KEY}\n", "url: "),
-    (f"url: {URL}\nkey: two words {KEY}\n", "key: "),
-    (f"url: {URL}\nkey: {KEY}\x1b\n", "key: "),
-    (f"url: {URL}\nkey: '\"{KEY}\"'\n", "key: "),
-    *((f"# comment\n\nurl: {URL}\nkey: {value}\n", "line 4: ") for value in NO_VALUES),
-    *((text, MISSING) for text in ("", f"url: {URL}\n", f"key: {KEY}\n", f"server: {URL}\n")),
-    (f"url: {URL}\nkey: ''\n", MISSING),
-]
+NO_LINES = [KEY, f"auth:\n  url: {URL}\n  key: {KEY}\n", f"- url: {URL}\n- key: {KEY}\n"]
+NO_LINES += [f"{{url: {URL}, key: {KEY}}}", f'{{"url": "{URL}", "key": "{KEY}"}}']
+NO_AUTH_YMLS = {  # what is told, and of what
+    "line 1: ": NO_LINES,
+    "line 3: ": [AUTH_YML + more for more in (f"key: {KEY}\n", KEY, f"...\n---\nkey: {KEY}\n")],
+    "line 4: ": [f"# comment\n\nurl: {URL}\nkey: {value}\n" for value in NO_VALUES],
+    "url: ": [
+        f"url: {url}\nkey: {KEY}\n"
+        for url in ("ftp://example.com", f"https://alice:{KEY}@example.com", f"{URL}?a")
+    ],
+    "key: ": [f"url: {URL}\nkey: {key}\n" for key in (f"a {KEY}", f"{KEY}\x1b", f"'\"{KEY}\"'")],
+    MISSING: ["", f"url: {URL}\n", f"key: {KEY}\n", f"server: {URL}\n", f"url: {URL}\nkey: ''\n"],
+}
 
 
-@pytest.mark.parametrize("text, told", NO_AUTH_YMLS)
-def test_import_refuses_anything_else_and_says_where_without_an_echo(
-    cli: Cli, text: str, told: str
-) -> None:
-    path = put(cli.base / "auth.yml", text)
-    problem = complaint(cli("import"))
-    assert problem.startswith(f"{path}: {told}") and cli.store.load() is None
-    assert told != MISSING or problem == f"{path}: {MISSING}"
+@pytest.mark.parametrize("told", NO_AUTH_YMLS)
+def test_import_refuses_anything_else_and_says_where_without_an_echo(cli: Cli, told: str) -> None:
+    for text in NO_AUTH_YMLS[told]:
+        path = put(cli.base / "auth.yml", text)
+        problem = complaint(cli("import"))
+        assert problem.startswith(f"{path}: {told}") and cli.store.load() is None
+        assert told != MISSING or problem == f"{path}: {MISSING}"
 
 
 LINES = ("url: https://a.b", f"key: {KEY}", f"apiKey: '{KEY}'", f'key: "{KEY}\\n"', "---", "# c")
@@ -9112,14 +9091,6 @@ def pieces() -> int:
 
 def bench_in_process(root: str) -> None:
     """Print, for each operation, what it costs against the least work that could do the same."""
-    import base64
-    import json
-    import os
-    import statistics
-    import time
-
-    import immich_session
-
     store = immich_session.SessionStore(root)
     session = immich_session.Session.create(
         "https://photos.example.com/api", immich_session.ApiKey("k" * 43, "laptop")
@@ -9223,7 +9194,8 @@ def bench() -> int:
         python = f"{directory}/bin/python"
         packages = next(Path(directory).glob("lib*/*/site-packages"))
         shutil.copy(MODULE, packages)
-        script = "from typing import Callable\n" + inspect.getsource(bench_in_process)
+        script = "import base64, json, os, statistics, time, immich_session\n"
+        script += "from typing import Callable\n" + inspect.getsource(bench_in_process)
         done = subprocess.run(
             [python, "-c", f"{script}bench_in_process({directory!r} + '/base')"],
             stdout=subprocess.PIPE,
