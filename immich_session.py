@@ -2363,8 +2363,12 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
     if problem is None and _stored(store, profile) not in (None, session):
         _say(f'profile "{profile}" holds another session by now, which stays')
         return status
+    path = store._path("profiles", profile, "session.json")
+    target = os.path.realpath(path) if os.path.islink(path) else path
     store.clear(profile)
     _say(outcome)
+    if target != path and os.path.exists(target):
+        _say(f"note: a link of another user led to {target}, which stays")
     return status
 
 

@@ -6051,6 +6051,21 @@ def test_logout_of_a_broken_session_says_that_the_server_does_not_know(cli: Cli)
     assert str(path) in broken and broken.endswith("; its session may still be valid on the server")
 
 
+@root_only
+def test_logout_tells_of_the_file_that_a_link_of_another_user_leads_to(config: Path) -> None:
+    file, target = config / "profiles" / "work" / "session.json", config.parent / "target"
+    file.rename(target)
+    link(file, target)
+    os.chown(file, 65534, -1, follow_symlinks=False)
+    done = run("-d", config, "logout", "-P", "work")
+    assert done.status == 0 and "removed from this computer" in done.err
+    assert f"led to {target}, which stays" in done.err
+    assert target.exists() and not file.is_symlink()
+    link(file, target)
+    done = run("-d", config, "logout", "-P", "work")
+    assert "which stays" not in done.err and not target.exists()
+
+
 # Command line: status
 
 WHO = ["server_url", "method", "name", "email", "user_id"]
