@@ -410,7 +410,9 @@ _JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
 def _jwt_expiry(token: str) -> Optional[float]:
     """Return the ``exp`` claim (seconds since the epoch); None if *token* is no JWT with one."""
     match = _JWT.fullmatch(token)
-    if not match or 1 in {len(segment) % 4 for segment in match.groups()}:  # encodes nothing
+    if not match or 1 in {
+        len(segment) % 4 for segment in match.groups()
+    }:  # no base64 has such a length
         return None
     try:
         claims = _decode(base64.urlsafe_b64decode(match[2] + "=="), _PAIRS_DECODER)
@@ -578,7 +580,8 @@ class Session:
     def to_env(self, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
         """Return the variables that describe the session, the secret among them.
 
-        ``session_from_env`` makes the same session of them, but for its times, names and user.
+        ``session_from_env`` makes the same session of them, except for its time, name and user, if
+        ``server_url`` ends in /api.
         With *environ*, return a whole environment for a child process: a copy without any other
         variable that describes a session, and these.  Raise InvalidSessionError, naming the
         member that cannot be sent safely.
@@ -659,7 +662,7 @@ def _user() -> int:
 
 
 def _is_anothers(owner: int, path: str) -> bool:
-    """Tell whether a file belongs to neither us nor root, nor is in a directory of its owner's."""
+    """Tell whether another user owns a file; for root, not if its directory is that user's too."""
     if owner in (_user(), 0):
         return False
     with contextlib.suppress(OSError):  # root may well look after somebody's whole directory
@@ -745,10 +748,10 @@ def _sync_directory(path: str) -> None:
 
 
 def _heir(place: int, directory: str, base: str) -> Optional[os.stat_result]:
-    """Return the owner of the open directory *place*, for what root makes there; None: root.
+    """Return the status of the open directory *place* if its owner gets what root makes there.
 
-    It stays root's where others may write, there or from above *base* on: a directory that
-    anybody could have placed is given no secret.
+    None: it stays root's.  So it does where others may write, there or from above *base* on: a
+    directory that anybody could have placed is given no secret.
     """
     owner = os.fstat(place)
     if owner.st_uid == 0 or owner.st_mode & 0o022:
@@ -808,7 +811,7 @@ def _settle_directory(path: str, base: str) -> None:
 
 
 def _temporary_name(name: str) -> str:
-    """Return a new name for what is to become *name*; _temporaries finds it."""
+    """Return a name for a new temporary file; _temporaries finds it by the name of the file."""
     try:
         return f".{name}.{os.urandom(4).hex()}.tmp"
     except NotImplementedError as error:  # PyPy, which needs /dev/urandom
@@ -917,7 +920,7 @@ def _temporaries(path: str) -> List[str]:
 
 
 def _sweep(path: str, now: float) -> None:
-    """Remove the temporaries of *path* that killed processes left; those of *now* are live."""
+    """Remove the temporaries of *path* that killed processes left; younger ones may be in use."""
     for temporary in _temporaries(path):
         with contextlib.suppress(OSError, SessionError):
             if now - os.lstat(temporary).st_mtime >= _STALE:
@@ -1170,7 +1173,7 @@ def _filled(environ: Mapping[str, str], names: Sequence[str]) -> List[str]:
 
 
 def _variable(environ: Mapping[str, str], names: Sequence[str]) -> Optional[str]:
-    """Return the one of these variables that counts: one that is set, rather not to nothing."""
+    """Return the first of these variables that is not empty, else the first that is set."""
     given = _filled(environ, names) or [name for name in names if name in environ]
     return given[0] if given else None
 
@@ -1359,16 +1362,20 @@ class _Answer:
         """Return a member of a successful answer, None if there is none."""
         return self.members.get(name) if self.members and self.status in (200, 201) else None
 
-    def refusal(self) -> Optional[str]:
-        """Return the message of Immich's own error object, None for any other answer.
+    def is_error_of_immich(self) -> bool:
+        """Tell whether this is Immich's own error object, not one of something in front of it.
 
         Up to v2 the object has a statusCode; from v3 on the answer has a correlation ID.
         """
         members, identity = self.members or {}, self.fields.get("X-Correlation-ID", "")
         is_own = "statusCode" in members or re.fullmatch("[a-z0-9]{8}|undefined", identity)
-        if "message" not in members or not is_own:
+        return "message" in members and bool(is_own)
+
+    def refusal(self) -> Optional[str]:
+        """Return the message of Immich's own error object, None for any other answer."""
+        if self.members is None or not self.is_error_of_immich():
             return None
-        texts = _texts(members["message"])
+        members, texts = self.members, _texts(self.members["message"])
         errors = members.get("errors")  # of v3: what did not pass its validation
         for error in errors if isinstance(errors, list) else []:
             if isinstance(error, dict) and isinstance(error.get("message"), str):
@@ -1608,7 +1615,7 @@ class _Client:
         base = session.server_url.rstrip("/")
         method, path = line.split()
         answer = self.request(method, base + path, session.headers())
-        is_refusal = answer.status in refusals and answer.refusal() is not None
+        is_refusal = answer.status in refusals and answer.is_error_of_immich()
         is_object = answer.status == 200 and answer.members is not None
         if is_refusal or (answer.get(member) is True if member else is_object):
             return answer

@@ -124,6 +124,7 @@ def link(path: Path, target: Union[str, Path]) -> Path:
 root_only = pytest.mark.skipif(not is_root(), reason="only root may give files away")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX")
 windows_only = pytest.mark.skipif(os.name != "nt", reason="Windows")
+unmutated = pytest.mark.skipif("MUTANT_UNDER_TEST" in os.environ, reason="needs the module itself")
 any_letters = pytest.mark.skipif(
     sys.getfilesystemencoding() != "utf-8", reason="this locale has no file names beyond ASCII"
 )
@@ -345,6 +346,7 @@ def test_the_public_names_are_listed_once_and_are_there() -> None:
     assert immich_session.AuthMethod == Union[Jwt, ApiKey]
 
 
+@unmutated
 def test_every_class_and_function_without_an_underscore_is_listed() -> None:
     own = {
         name
@@ -395,6 +397,7 @@ def test_callers_may_rely_on_names_and_order_of_parameters(signature: str) -> No
     assert name + str(inspect.Signature(shown)).replace("Ellipsis", "…") == signature
 
 
+@unmutated
 def test_annotations_can_be_evaluated_and_no_default_is_more_than_a_constant() -> None:
     defaults = {"10.0"}
     for name in immich_session.__all__:
@@ -410,6 +413,7 @@ def test_annotations_can_be_evaluated_and_no_default_is_more_than_a_constant() -
     assert defaults == {"None", "60", "10.0", "{}", "<factory>"}
 
 
+@unmutated
 def test_an_import_loads_nothing_that_was_not_to_be_loaded() -> None:
     code = """if True:
         import base64, dataclasses, datetime, json, pathlib, sys, time
@@ -2901,6 +2905,7 @@ def test_a_session_open_to_others_draws_a_warning(bits: int, is_told: bool, stor
     assert mode(store.file) == bits
 
 
+@unmutated
 @posix_only
 def test_the_warning_points_to_the_line_that_loads_what_may_be_behind_a_link(store: Place) -> None:
     link(store.file, put(store.top / "target", SESSION.to_json()))
@@ -8795,6 +8800,7 @@ EACH = [
 ]
 
 
+@unmutated
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
 @pytest.mark.parametrize("number", [1, pytest.param(len(ERRORS), marks=torture)])
@@ -8812,6 +8818,7 @@ def test_a_system_call_that_fails_leaves_the_old_session_or_the_new(
     assert hit > {"write", "connect"} if "server" in faults.name else hit
 
 
+@unmutated
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
 def test_a_process_killed_at_any_step_leaves_the_old_session_or_the_new(faults: Faults) -> None:
@@ -8879,12 +8886,14 @@ def litter(base: Path) -> List[str]:
     return [path.name for path in base.glob("profiles/work/*") if path.name != "session.json"]
 
 
+@unmutated
 @often(10, 2000)
 def test_a_process_killed_at_a_random_moment_leaves_a_whole_file(base: Path, times: int) -> None:
     assert all(whole_after_kills(base, "save", times))
     assert litter(base) == []
 
 
+@unmutated
 @often(100, 2000)
 def test_a_file_that_is_written_in_place_is_damaged_where_its_writer_is_killed(
     base: Path, times: int
@@ -8937,6 +8946,7 @@ for number in range(times):
 
 
 # A save that clear() interferes with twice gives up, in a sentence; nothing else makes it fail.
+@unmutated
 @often(100, 2000 if os.name == "nt" else 20000)  # the former are a minute of the pauses on Windows
 @pytest.mark.parametrize("clearing", [False, True], ids=["without clear", "with clear"])
 def test_writers_readers_and_sweeps_against_each_other_tear_nothing(
