@@ -4684,7 +4684,8 @@ def endpoint(url: str) -> Reply:
     return replying(api={"endpoint": url})
 
 
-# Recorded from real servers: v2.7.5 if not said otherwise; besides, versions differ in ids alone.
+# Recorded from real servers: v2.7.5 if not said otherwise.  Besides, versions differ in ids, and
+# v3.0.3 in its errors, which have a message alone, and the id in a header (see recorded).
 VERSIONS = ("v1.124.2", "v1.141.1", "v2.7.5", "development", "v3.0.3")
 USER_ID = "605017a4-509e-4c2d-b978-2e953e321e99"
 NEW_TOKEN = "w5KtBVruN41DP1u650fJ0uUmmB10f62OMWO0WhF1o"
@@ -4751,7 +4752,7 @@ def recorded(name: str, version: str = "v2.7.5") -> Reply:
     reply = RECORDED.get(f"{name} {version}", RECORDED[name])
     if version != "v3.0.3" or name == WELL_KNOWN or reply.identity:
         return reply
-    facts = json.loads(reply.body)  # an error has nothing else that version 3 tells in its body
+    facts = json.loads(reply.body)
     body = json.dumps({"message": facts["message"]}) if "statusCode" in facts else reply.body
     return reply._replace(body=body, identity=facts.get("correlationId", "rucnljrz"))
 
@@ -5167,8 +5168,8 @@ FACTS: List[Tuple[Dict[str, Any], Account]] = [
     *(({"permissions": x}, Account(None, None, None, ())) for x in ([["x"]], [[["x"]]])),
     ({}, Account(None, None, None, None)),
     (
-        {"email": EMAIL, "name": "test 7-chars", "permissions": ["all", "asset.read"]},
-        Account(EMAIL, None, "test 7-chars", ("all", "asset.read")),
+        {"email": EMAIL, "id": USER_ID, "name": "test 7-chars", "permissions": ["all", "a.read"]},
+        Account(EMAIL, USER_ID, "test 7-chars", ("all", "a.read")),
     ),
 ]
 
