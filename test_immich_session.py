@@ -8924,7 +8924,7 @@ def test_login_suggests_http_if_nobody_typed_https(desk: Desk, server: Server) -
     assert not server.asked
 
 
-def test_the_time_limit_is_that_of_every_request(desk: Desk, server: Server) -> None:
+def test_a_time_limit_is_that_of_every_request_or_wrong_usage(desk: Desk, server: Server) -> None:
     hold(server, LOGIN.auth)
     for seconds in ("0", "-1", "nan", "inf", "1e9", "x", ""):
         for command in (["login", server.url, "-k", "x"], ["logout"], ["status", "--check"]):
@@ -9009,7 +9009,8 @@ def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
 ) -> None:
     hold(server, ApiKey(KEY, "mine"))
     failures = (b"", Reply(503), Reply(401), recorded("bad key"), recorded("500"), Reply(200, PAGE))
-    for server.answers[line] in failures:
+    for answer in failures:
+        server.answers[line] = answer
         assert desk.check() == [True, None, None]
         assert desk.cli("status", "--check") == (0, desk.cli("status").out + "Valid: yes\n", "")
 
