@@ -5570,8 +5570,10 @@ NOT_READY = [429, 502, 503, 504]
 
 @pytest.mark.parametrize("status", [*NOT_READY, None])
 def test_what_is_not_ready_ends_the_search_and_every_request(server: Server, status: Any) -> None:
-    replies: List[Answer] = [b""] if status is None else [Reply(status, PAGE), Reply(status)]
-    for reply in replies + [denial3(status, "Service Unavailable", "x")] * (status is not None):
+    replies: List[Answer] = [b""]
+    if status is not None:
+        replies = [Reply(status, PAGE), Reply(status), denial3(status, "Unavailable", "x")]
+    for reply in replies:
         for line in ("GET /photos/.well-known/immich", "GET /photos/api/server/ping"):
             server.answers[line] = reply
             for ask in (resolve_api_url, by_key, by_password):
@@ -8774,12 +8776,17 @@ def test_a_login_is_ended_on_the_server_unless_it_is_stored(
     assert server.lines == [WELL_KNOWN, LOG_IN] + [LOG_OUT] * (not is_stored)
 
 
-def test_login_makes_the_profile_before_it_asks(desk: Desk, server: Server, base: Path) -> None:
+def test_login_makes_the_profile_before_it_asks_and_says_who_where_and_which(
+    desk: Desk, server: Server, base: Path
+) -> None:
     there = base / "profiles" / "work"
     server.answers[LOG_IN] = lambda: recorded(LOG_IN) if there.is_dir() else Reply(500)
     put(base / "config.json", "{")
-    assert desk.by_password("-P", "work").status == 0
-    assert SessionStore().get_current_profile() == "work"
+    for ask, who in ((desk.by_password, EMAIL), (desk.by_key, 'API key "test all"')):
+        status, _, err = ask("-P", "work")
+        assert (status, SessionStore().get_current_profile()) == (0, "work")
+        assert all(part in err for part in (who, f"{server.url}/api", '"work"', "current"))
+        assert is_valid(get_session()) is True
 
 
 TOO_MUCH = [f"a.{KEY}", 7, "b\x1b[2J", "c" * 3000]  # the first two are not told
