@@ -621,6 +621,7 @@ _DIRECTORY_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("DIRECTO
 
 _ELSEWHERE = "modes are not kept there: keep sessions on another file system"
 _REASONS = {
+    errno.EAGAIN: "another process has it open",
     errno.EBUSY: "it is in use; if it is a mount point of its own, mount its directory instead",
     errno.EEXIST: "it is no directory, or a link to one that is not mounted or may not be seen",
 }
@@ -805,20 +806,44 @@ def _settle_directory(path: str, base: str) -> None:
         _settle(descriptor, 0o700, heir)
 
 
+def _temporary_name(name: str) -> str:
+    """Return a new name for what is to become *name*; _temporaries finds it."""
+    try:
+        return f".{name}.{os.urandom(4).hex()}.tmp"
+    except NotImplementedError as error:  # PyPy, which needs /dev/urandom
+        raise OSError(errno.ENODEV, str(error)) from error
+
+
+def _make_one_directory(path: str, base: str) -> None:
+    """Make a directory that has its mode and owner from the moment at which others can see it."""
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    above = os.path.dirname(path)
+    temporary = os.path.join(above, _temporary_name("new"))
+    os.mkdir(temporary, 0o700)
+    try:
+        _settle_directory(temporary, base)
+        _patiently(os.rename, temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(temporary)
+        raise
+    _sync_directory(above)
+
+
 def _make_directory(path: str, base: str) -> None:
     """Make a directory and what is missing above it, each 0700 whatever the umask."""
     if os.path.isdir(path):
         return
     for directory in (*map(str, reversed(Path(path).parents)), path):
         try:
-            os.mkdir(directory, 0o700)
+            if not os.path.isdir(directory):
+                _make_one_directory(directory, base)
         except OSError as error:
-            if os.path.isdir(directory):  # it was there, or another process was faster
+            if os.path.isdir(directory):  # another process was faster
                 continue
             problem = "the directory cannot be created"
             raise SessionError(_sentence(directory, problem, _reason(error))) from error
-        _settle_directory(directory, base)
-        _sync_directory(os.path.dirname(directory))
 
 
 def _found(look: Callable[[str], object], path: str) -> bool:
@@ -829,6 +854,17 @@ def _found(look: Callable[[str], object], path: str) -> bool:
         return not isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
+def _read_link(path: str) -> Tuple[int, str]:
+    """Return whose a link is, and where it leads."""
+    if not hasattr(os, "O_PATH"):  # macOS, PyPy
+        return os.lstat(path).st_uid, os.readlink(path)
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # others could exchange it meanwhile
+    try:
+        return os.fstat(descriptor).st_uid, os.readlink("", dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _link_target(path: str) -> str:
     """Return the file to replace or remove for *path*: where links of the user or root lead.
 
@@ -837,20 +873,20 @@ def _link_target(path: str) -> str:
     target = path
     for _ in range(40):  # Linux follows as many
         try:
-            status = os.lstat(target)
-            if not stat.S_ISLNK(status.st_mode):
-                return target if stat.S_ISREG(status.st_mode) else path
-            if status.st_uid not in (0, _user()) and _user() >= 0:
+            kind = os.lstat(target).st_mode
+            if not stat.S_ISLNK(kind):
+                return target if stat.S_ISREG(kind) else path
+            owner, destination = _read_link(target)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES):  # where we may not look, it may be
                 return target
-            target = os.path.join(os.path.dirname(target), os.readlink(target))
-        except OSError as error:  # where we may not look, there may be a file
-            nowhere = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-            return path if error.errno in nowhere else target
+            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
+                return path
+            raise SessionError(_sentence(target, "it cannot be read", _reason(error))) from error
+        if owner not in (0, _user()) and _user() >= 0:
+            return target
+        target = os.path.join(os.path.dirname(target), destination)
     return path
-
-
-# The names that _replace makes, and version 1.0 made, of a file's name.
-_TEMPORARY = r"\.(.+)\.[a-z0-9_]{8}\.tmp"
 
 
 def _remove(path: str) -> None:
@@ -866,16 +902,24 @@ def _remove(path: str) -> None:
             raise SessionError(problem) from error
 
 
-def _sweep(path: str, now: float) -> None:
-    """Remove temporaries of *path* that killed processes left, if they are old enough *now*."""
+def _temporaries(path: str) -> List[str]:
+    """Return what killed processes left, or live ones are writing, for *path*."""
     directory, name = os.path.split(path)
-    entries: List[str] = []
-    with contextlib.suppress(OSError):  # not there, or it shows nobody what is in it
+    try:
         entries = os.listdir(directory or os.curdir)
-    for match in filter(None, map(re.compile(_TEMPORARY, re.DOTALL).fullmatch, entries)):
-        temporary = os.path.join(directory, match[0])
-        with contextlib.suppress(OSError):
-            if match[1] == name and now - os.lstat(temporary).st_mtime >= _STALE:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or it shows nobody its names
+        return []
+    except OSError as error:
+        raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
+    is_temporary = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.tmp").fullmatch
+    return [os.path.join(directory, entry) for entry in filter(is_temporary, entries)]
+
+
+def _sweep(path: str, now: float) -> None:
+    """Remove the temporaries of *path* that killed processes left; those of *now* are live."""
+    for temporary in _temporaries(path):
+        with contextlib.suppress(OSError, SessionError):
+            if now - os.lstat(temporary).st_mtime >= _STALE:
                 _remove(temporary)
 
 
@@ -884,10 +928,7 @@ def _replace_in(
 ) -> os.stat_result:
     """Put a new file in the place of *name*, through the open directory *place* if there is one."""
     here = directory if place is None else ""
-    try:
-        temporary = os.path.join(here, f".{name}.{os.urandom(4).hex()}.tmp")
-    except NotImplementedError as error:  # PyPy, which needs /dev/urandom
-        raise OSError(errno.ENODEV, str(error)) from error
+    temporary = os.path.join(here, _temporary_name(name))
     at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
     try:
         descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
@@ -942,11 +983,15 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
     for victim in dict.fromkeys((_link_target(path), path)):
-        try:
-            _remove(victim)
-            _sweep(victim, float("inf"))
-        finally:
-            _sync_directory(os.path.dirname(victim))
+        problem = None
+        for each in (victim, *_temporaries(victim)):
+            try:
+                _remove(each)
+            except SessionError as error:  # and go on with the others
+                problem = error
+        _sync_directory(os.path.dirname(victim))
+        if problem is not None:
+            raise problem
 
 
 # The store
@@ -1062,6 +1107,7 @@ class SessionStore:
         with contextlib.suppress(ValueError, RecursionError):  # nothing there worth keeping
             data = _read_file(path) or b""
             if _object(_decode(data)).get("current_profile") == profile:
+                _sync_directory(os.path.dirname(_link_target(path)))  # who wrote it was killed
                 return
             text = json.dumps({**json.loads(data), **current}, ensure_ascii=False, allow_nan=False)
         data = text.encode("utf-8")
