@@ -3544,7 +3544,6 @@ REDACTED += SECRETS
 NOWHERE = "127.0.0.1:1"  # nobody listens at this port
 # The command line adds its option, where the module has one.
 HEADERS_NAMED = "extra headers" + ", -H" * ("main" in immich_session.__all__)
-EXTRA = CANARIES
 WELL_KNOWN = "GET /.well-known/immich"
 CONFIG = "GET /api/server/config"
 PING = "GET /api/server/ping"
@@ -3813,7 +3812,7 @@ def make_certificates(here: Path) -> Path:
 
 
 @pytest.fixture
-def secure(serve: Any, certificates: Path, monkeypatch: Any) -> Any:
+def secure(serve: Any, certificates: Path, monkeypatch: Patch) -> Any:
     """Start an https server; $SSL_CERT_FILE trusts the CA of its good certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
 
@@ -3827,26 +3826,17 @@ def secure(serve: Any, certificates: Path, monkeypatch: Any) -> Any:
 
 
 @pytest.fixture
-def proxy(serve: Any, monkeypatch: Any) -> Any:
+def proxy(serve: Any, monkeypatch: Patch) -> Any:
     started = serve()
     for variable in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, f"http://me:{PROXY_PASSWORD}@{started.host}")
     return started
 
 
-def failure(ask: Callable[..., object], *args: Any, **more: Any) -> Any:
-    """Return the error of a call, after a search for secrets in all that an error reporter sees."""
-    with pytest.raises(SessionError) as caught:
-        ask(*args, **more)
-    assert not leaks(whole_text(caught.value))
-    assert str(caught.value).isprintable()
-    return caught.value
-
-
 def unready(status: Optional[int], ask: Callable[..., object], *args: Any, **more: Any) -> str:
     """Return what is told where people had better try again later."""
-    error = failure(ask, *args, **more)
-    assert (type(error), error.status) == (ServerUnreachableError, status)
+    error = error_of(ServerUnreachableError, "", ask, *args, **more)
+    assert error.status == status
     return str(error)
 
 
@@ -3854,7 +3844,7 @@ def refused(status: Optional[int], ask: Callable[..., object], *args: Any, **mor
     """Return what is told of an answer with that status, or (None) of an answer that never came."""
     if status is None:
         return unready(status, ask, *args, **more)
-    error = failure(ask, *args, **more)
+    error = error_of(ServerError, "", ask, *args, **more)
     assert (type(error), error.status) == (ServerError, status)
     return str(error)
 
@@ -3887,16 +3877,16 @@ def each_tells(server: Server, told: str, answer: Answer) -> None:
 # What real servers answer
 
 
-def test_a_password_login_gives_a_session(immich: Server, monkeypatch: Any) -> None:
+def test_a_password_login_gives_a_session(immich: Server, monkeypatch: Patch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1763895845.5)
-    session = login_password(immich.url, EMAIL, PASSWORD, extra_headers=EXTRA)
+    session = login_password(immich.url, EMAIL, PASSWORD, extra_headers=CANARIES)
     auth = Jwt(NEW_TOKEN, USER_ID, EMAIL)
-    assert session == Session(f"{immich.url}/api", auth, "2025-11-23T11:04:05-00:00", EXTRA)
+    assert session == Session(f"{immich.url}/api", auth, "2025-11-23T11:04:05-00:00", CANARIES)
     assert immich.lines == [WELL_KNOWN, LOG_IN]
 
 
 def test_a_password_travels_as_it_is_and_says_from_which_device(
-    server: Server, monkeypatch: Any
+    server: Server, monkeypatch: Patch
 ) -> None:
     for password in ("pässwörd ✓ 日本", "pa\u0308sswo\u0308rd", " a\n", "", '"\\'):
         login_password(server.url, " É@x", password)
@@ -3917,9 +3907,9 @@ def test_a_key_gets_its_name_from_a_server_that_tells_it(immich: Server, kind: s
     if kind == "weak":
         immich.answers[VALIDATE] = recorded("weak", immich.version)
         immich.answers[ME] = recorded("weak me", immich.version)
-    session = login_api_key(immich.url, KEY, extra_headers=EXTRA)
+    session = login_api_key(immich.url, KEY, extra_headers=CANARIES)
     name = {"v1.124.2": None}.get(immich.version, "test user_read" if kind else "test all")
-    assert (session.server_url, session.extra_headers) == (f"{immich.url}/api", EXTRA)
+    assert (session.server_url, session.extra_headers) == (f"{immich.url}/api", CANARIES)
     assert session.auth == ApiKey(KEY, name) and immich.lines == [WELL_KNOWN, VALIDATE, ME]
     sent = immich.asked[-1].headers
     assert (sent["x-api-key"], sent["CF-Access-Client-Secret"]) == (KEY, HEADER)
@@ -3942,7 +3932,7 @@ def test_no_failure_to_get_the_name_of_a_key_matters(server: Server, answer: Ans
 def test_what_a_server_echoes_does_not_become_a_name(server: Server) -> None:
     for secret in (HEADER, KEY):
         server.answers[ME] = replying(name=f"my {secret}", permissions=[])
-        assert by_key(server.url, extra_headers=EXTRA).auth == ApiKey(KEY)
+        assert by_key(server.url, extra_headers=CANARIES).auth == ApiKey(KEY)
     for member, auth in (
         ("userEmail", Jwt(TOKEN, "u-1", EMAIL)),
         ("userId", Jwt(TOKEN, "", "alice@example.com")),
@@ -4096,7 +4086,7 @@ A_PAGE = ": this is no answer from Immich (a web page?): is this the right addre
 NOT_ASKED_FOR: List[Tuple[Answer, str]] = [
     *((Reply(status), "") for status in (200, 204, 300, 302, 304, 402, 418, 500, 501)),
     *((Reply(200, body), "") for body in ("{}", "[]", '"yes"', "null", PLEASING[:-1])),
-    *((Reply(200, PLEASING + more), "") for more in (" more", " " * (1 << 20))),
+    *((Reply(200, PLEASING + more), "") for more in (" more", " " * LIMIT)),
     *((Reply(200, UNTRUE.replace("true", x)), "") for x in ('"true"', "false", "1", "NaN")),
     *((Reply(status, PLEASING), "") for status in (202, 300, 404)),
     *((reply, "") for reply in (recorded("500"), denial(429, "Too many requests"))),
@@ -4138,7 +4128,7 @@ def test_a_login_that_lacks_a_member_is_none(server: Server, member: str) -> Non
 def test_answers_in_chunks_and_of_the_largest_size_are_answers(server: Server) -> None:
     rest = PLEASING[5:]
     chunks = f"{CHUNKED}5\r\n{PLEASING[:5]}\r\n{len(rest):x}\r\n{rest}\r\n0\r\n\r\n".encode()
-    for answer in (chunks, Reply(200, PLEASING.ljust(1 << 20))):
+    for answer in (chunks, Reply(200, PLEASING.ljust(LIMIT))):
         server.answers[LOG_IN] = answer
         assert by_password(server.url).auth == Jwt("t", "u", "e")
 
@@ -4196,8 +4186,8 @@ def test_a_secret_in_another_or_in_json_is_cut(server: Server) -> None:
     quoted = ('p"s3cret', '{"p\\"s3cret'), ('ü"s3cret', '{"ü\\"s3cret')
     for password, echo in (("", "a-s3cret"), ("", "b-s3cret c"), *quoted):
         server.answers[LOG_IN] = denial(400, f"Unexpected {echo}")
-        error = failure(login_password, server.url, EMAIL, password, extra_headers=headers)
-        assert "s3cret" not in str(error)
+        ask = partial(login_password, server.url, EMAIL, password, extra_headers=headers)
+        assert "s3cret" not in str(error_of(ServerError, server.url, ask))
 
 
 ANSWERING: List[Server] = []
@@ -4227,7 +4217,7 @@ def ask_who_answers_anything(
     (server,) = ANSWERING
     server.everything = answer.replace(b"SECRET", secret.encode())
     url = server.url + path
-    session, problem = result_of(ServerError, ask, url, extra_headers=EXTRA, timeout=5)
+    session, problem = result_of(ServerError, ask, url, extra_headers=CANARIES, timeout=5)
     assert not [each for each in (secret, HEADER) if each in f"{session}{problem}"]
 
 
@@ -4311,7 +4301,7 @@ def test_the_api_is_found(
     server: Server, typed: str, answers: Dict[str, Reply], base: str, asked: Optional[str]
 ) -> None:
     behave(server, answers)
-    assert resolve_api_url(server.url + typed, extra_headers=EXTRA) == server.url + base
+    assert resolve_api_url(server.url + typed, extra_headers=CANARIES) == server.url + base
     assert asked is None or visited(server) == asked
     assert all(each.headers["CF-Access-Client-Secret"] == HEADER for each in server.asked)
     server.answers[VALIDATE.replace("/api", base)] = recorded(VALIDATE)
@@ -4344,7 +4334,7 @@ def test_where_no_api_is_found_the_addresses_tried_are_told(
     behave(server, answers)
     tried = ", ".join(server.url + base for base in re.findall(r"(?<!\S)([\w/-]+)P", asked))
     for ask in (resolve_api_url, by_key, by_password):
-        text = refused(status, ask, server.url + typed, extra_headers=EXTRA)
+        text = refused(status, ask, server.url + typed, extra_headers=CANARIES)
         assert f"there is no Immich API (tried {tried})" in text and visited(server) == asked
         for each in server.asked:
             assert not each.body and not leaks(str(each.headers).replace(HEADER, ""))
@@ -4371,7 +4361,7 @@ def test_discovery_follows_no_redirect_to_another_host(serve: Any, status: int) 
     away = {line: redirect(there + line.split()[1], status) for line in (WELL_KNOWN, PING)}
     for answers in (away, {**away, WELL_KNOWN: Reply(404)}, {**away, PING: Reply(404)}):
         server = serve(answers)
-        for headers in ({}, EXTRA):
+        for headers in ({}, CANARIES):
             told = refused(status, by_password, server.url, extra_headers=headers)
             assert f"use the address {there}" in told
     server = serve({WELL_KNOWN: away[WELL_KNOWN]})  # its API says pong
@@ -4382,11 +4372,11 @@ def test_discovery_follows_no_redirect_to_another_host(serve: Any, status: int) 
 def test_discovery_leads_nowhere_from_https_to_http(server: Server, secure: Any) -> None:
     away = {WELL_KNOWN: redirect(f"{server.url}/.well-known/immich"), PING: Reply(404)}
     for answers in (away, {WELL_KNOWN: endpoint(f"{server.url}/api")}):
-        assert server.url in str(failure(by_password, secure(answers).url))
+        error_of(ServerError, server.url, by_password, secure(answers).url)
     assert not server.asked
 
 
-def test_a_system_that_gives_no_thread_is_no_traceback(server: Server, monkeypatch: Any) -> None:
+def test_a_system_that_gives_no_thread_is_no_traceback(server: Server, monkeypatch: Patch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -4411,9 +4401,9 @@ def test_extra_headers_follow_discovery_to_the_same_port_only(server: Server, se
     server.answers.update({**there, PING: Reply(404)})
     for path, reply in (("/a/.well-known/immich", redirect), ("/a/api", endpoint)):
         server.answers[WELL_KNOWN] = reply(path)
-        assert resolve_api_url(server.url, extra_headers=EXTRA) == f"{server.url}/a/api"
+        assert resolve_api_url(server.url, extra_headers=CANARIES) == f"{server.url}/a/api"
         server.answers[WELL_KNOWN] = reply(other.url + path)
-        assert other.url in str(failure(by_password, server.url, extra_headers=EXTRA))
+        error_of(ServerError, other.url, by_password, server.url, extra_headers=CANARIES)
         assert not other.asked
         assert resolve_api_url(server.url) == f"{other.url}/a/api"
         other.asked.clear()
@@ -4428,7 +4418,7 @@ def test_a_redirect_without_end_or_sense_is_an_error(server: Server, location: s
     server.answers[WELL_KNOWN] = server.answers[VALIDATE] = redirect(location)
     server.answers[PING] = redirect(location if location != "//" else "")
     for ask in (by_key, validity):
-        refused(301, ask, server.url, extra_headers=EXTRA)
+        refused(301, ask, server.url, extra_headers=CANARIES)
     assert len(server.asked) < 30
 
 
@@ -4559,7 +4549,7 @@ TRUSTED: List[Tuple[str, Optional[str], Optional[str]]] = [
 
 @pytest.mark.parametrize("certificate, trusted, told", TRUSTED)
 def test_a_server_is_trusted_by_its_certificate(
-    secure: Any, certificates: Path, monkeypatch: Any, certificate: str, trusted: Any, told: Any
+    secure: Any, certificates: Path, monkeypatch: Patch, certificate: str, trusted: Any, told: Any
 ) -> None:
     server, file = secure(certificate=certificate), trusted and str(certificates / trusted)
     monkeypatch.setenv("SSL_CERT_FILE", file or "")
@@ -4604,18 +4594,18 @@ def test_a_server_that_is_not_there_is_told(server: Server, secure: Any) -> None
         assert "resolve" in refused(None, ask, f"http://{name}")
         assert NOWHERE in refused(None, ask, f"http://{NOWHERE}")
         for host in ("x" * 64, "ü" * 64, "a..b", "127.0.0.1:0", "a:b@c", ""):
-            assert isinstance(failure(ask, f"http://{host}"), InvalidSessionError)
+            error_of(InvalidSessionError, "", ask, f"http://{host}")
     # A short password does not garble what we say ourselves.
-    told = str(failure(login_password, f"http://{NOWHERE}/api", EMAIL, "e"))
-    assert (os.strerror(errno.ECONNREFUSED) if os.name == "posix" else "refused") in told
+    words = os.strerror(errno.ECONNREFUSED) if os.name == "posix" else "refused"
+    error_of(ServerUnreachableError, words, login_password, f"http://{NOWHERE}/api", EMAIL, "e")
     told = refused(None, validity, server.url.replace("http:", "https:"))
     assert told.endswith("TLS failed: is this an http server?")
-    failure(validity, secure().url.replace("https:", "http:"))
+    error_of(ServerError, "", validity, secure().url.replace("https:", "http:"))
 
 
 def test_a_proxy_of_an_https_server_sees_no_secret(proxy: Server, secure: Any) -> None:
     proxy.inside = secure().tls
-    login_password("https://photos.test", EMAIL, PASSWORD, extra_headers=EXTRA)
+    login_password("https://photos.test", EMAIL, PASSWORD, extra_headers=CANARIES)
     outside = "CONNECT photos.test:443"
     assert proxy.lines == [outside, WELL_KNOWN, outside, outside, LOG_IN]
     assert not leaks(*(asked.headers for asked in proxy.asked if asked.line == outside))
@@ -4625,7 +4615,7 @@ def test_extra_headers_follow_a_redirect_from_port_80_to_443(proxy: Server, secu
     proxy.inside = secure().tls
     here = "GET http://photos.test/.well-known/immich"
     proxy.answers[here] = redirect("https://PHOTOS.test/.well-known/immich")
-    url = resolve_api_url("http://photos.test", extra_headers=EXTRA)
+    url = resolve_api_url("http://photos.test", extra_headers=CANARIES)
     assert url.lower() == "https://photos.test/api"
     assert proxy.lines == [
         here,
@@ -4640,11 +4630,11 @@ def test_a_failure_names_the_proxy(proxy: Server, scheme: str, answer: Answer) -
     for line, ask in CALLS:
         proxy.answers[line.replace(" ", " http://photos.test")] = answer
         proxy.answers["CONNECT photos.test:443"] = answer
-        assert proxy.host in str(failure(ask, f"{scheme}://photos.test"))
+        error_of(ServerError, proxy.host, ask, f"{scheme}://photos.test")
     gc.collect()  # before Python 3.11, http.client does not close what a proxy refused
 
 
-def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: Any) -> None:
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: Patch) -> None:
     for shape in ("http://{}", "{}", "socks5://{}", "http:{}", "x y {}"):
         monkeypatch.setenv("http_proxy", shape.format(f"me:{PROXY_PASSWORD}@{NOWHERE}"))
         assert NOWHERE in refused(None, validity, "http://photos.test")
@@ -4656,7 +4646,7 @@ def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("listed", ["127.0.0.1", "HOST", "*"])
 def test_no_proxy_lists_who_is_asked_directly(
-    proxy: Server, server: Server, monkeypatch: Any, listed: str
+    proxy: Server, server: Server, monkeypatch: Patch, listed: str
 ) -> None:
     monkeypatch.setenv("NO_PROXY", listed.replace("HOST", server.host))
     assert validity(server.url) is True
@@ -4673,7 +4663,8 @@ def test_all_requests_have_headers_and_one_a_secret(server: Server) -> None:
     for line, ask in CALLS:
         server.answers = {CONFIG: recorded("maintenance")}
         server.asked.clear()
-        failure(ask, server.url, extra_headers={**EXTRA, "user-agent": "x", "User-Agent-2": "y"})
+        extra = {**CANARIES, "user-agent": "x", "User-Agent-2": "y"}
+        error_of(ServerUnreachableError, "maintenance", ask, server.url, extra_headers=extra)
         assert server.lines[-2:] == [line, CONFIG]
         for asked, headers, body in server.asked:
             assert headers.get_all("User-Agent") == [agent] and "Cookie" not in headers
@@ -4700,8 +4691,7 @@ def test_no_header_is_sent_that_could_be_taken_for_another(server: Server) -> No
     ]
     for headers in refused_ones:
         for _, ask in CALLS:
-            error = failure(ask, server.url, extra_headers=headers)
-            assert isinstance(error, InvalidSessionError)
+            error_of(InvalidSessionError, "headers", ask, server.url, extra_headers=headers)
     assert not server.asked
 
 
@@ -4712,7 +4702,7 @@ def test_no_secret_is_sent_that_would_not_arrive(server: Server, bad: str) -> No
     asks += [of_session(logout, token), lambda url: bool(login_api_key(url, bad))]
     asks.append(lambda url: bool(login_password(url, EMAIL, f"{PASSWORD}\ud800")))
     for ask in asks:
-        assert isinstance(failure(ask, server.url), InvalidSessionError)
+        error_of(InvalidSessionError, "", ask, server.url)
     assert set(server.lines) <= {WELL_KNOWN}
 
 
@@ -4768,7 +4758,7 @@ def test_no_secret_is_sent_once_time_is_up(proxy: Server, secure: Any) -> None:
 
 @posix_only
 def test_no_secret_is_sent_once_ctrl_c_is_pressed(
-    proxy: Server, secure: Any, monkeypatch: Any
+    proxy: Server, secure: Any, monkeypatch: Patch
 ) -> None:
     proxy.inside, willing, pressed = secure().tls, threading.Event(), threading.Event()
 
@@ -7617,7 +7607,7 @@ class Desk(NamedTuple):
 
     cli: Callable[..., Outcome]
     server: Server
-    patch: pytest.MonkeyPatch
+    patch: Patch
 
     def log_in(self, secret: str, *args: object) -> Outcome:
         """Run login with a secret on standard input."""
@@ -7649,7 +7639,7 @@ class Desk(NamedTuple):
 
 
 @pytest.fixture
-def desk(cli: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(cli: Any, server: Server, monkeypatch: Patch) -> Desk:
     return Desk(cli, server, monkeypatch)
 
 
@@ -7869,7 +7859,7 @@ def test_login_renews_at_the_very_server(desk: Desk, server: Server, path: str) 
     lines = [line.replace("/api", path) for line in (LOG_IN, LOG_OUT, VALIDATE)]
     server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
     server.answers[f"GET {path}/server/ping"] = PONG
-    old = Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", EXTRA)
+    old = Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", CANARIES)
     SessionStore().save(old)
     assert "the replaced session has ended" in desk.log_in(PASSWORD, "-p", "-").err
     assert json.loads(server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
@@ -7877,7 +7867,7 @@ def test_login_renews_at_the_very_server(desk: Desk, server: Server, path: str) 
         SessionStore().save(dataclasses.replace(old, auth=ApiKey("old", "mine")))
         assert desk.log_in(KEY, "-k", "-", *flags).status == 0
         renewed = SessionStore().load()
-        assert renewed and renewed.auth == ApiKey(KEY, "mine") and renewed.extra_headers == EXTRA
+        assert renewed and renewed.auth == ApiKey(KEY, "mine") and renewed.extra_headers == CANARIES
         assert renewed.server_url == server.url + path
     assert [line for line in server.lines if line.startswith("POST")] == lines
     assert all(asked.headers["CF-Access-Client-Secret"] == HEADER for asked in server.asked)
@@ -7998,7 +7988,7 @@ def test_login_replaces_nothing_but_a_session_of_the_same_account(
 
 
 def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
-    desk: Desk, server: Server, monkeypatch: Any
+    desk: Desk, server: Server, monkeypatch: Patch
 ) -> None:
     names = (None, "", "API Key")
     for old, told in ((old, told) for old in names for told in names):
@@ -8180,7 +8170,7 @@ def test_ctrl_c_does_not_wait_for_the_server_and_stores_nothing(
 
 
 def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
-    server: Server, base: Path, monkeypatch: Any
+    server: Server, base: Path, monkeypatch: Patch
 ) -> None:
     finish = Handler.finish
     for _ in range(5):
@@ -8201,7 +8191,7 @@ def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
 @pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 @pytest.mark.parametrize("url", [URL, "no url"])
 def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
-    desk: Desk, server: Server, monkeypatch: Any, variable: str, url: str
+    desk: Desk, server: Server, monkeypatch: Patch, variable: str, url: str
 ) -> None:
     SessionStore().save(dataclasses.replace(THEIRS, server_url=url))
     monkeypatch.setenv(variable, server.url)
@@ -8214,7 +8204,7 @@ def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
 
 
 def test_login_sends_the_extra_headers_of_the_environment(
-    desk: Desk, server: Server, monkeypatch: Any, tmp_path: Path
+    desk: Desk, server: Server, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
     monkeypatch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
@@ -8441,7 +8431,7 @@ $ IMMICH_API_KEY=k token  # 1
 """
 
 
-def converse(cli: Any, typed: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def converse(cli: Any, typed: str, monkeypatch: Patch) -> str:
     """Run a line of the conversation, and return it with what it brought."""
     line, _, stdin = typed.partition(" <")
     words = shlex.split(line)
@@ -8460,7 +8450,7 @@ def converse(cli: Any, typed: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @posix_only
 def test_people_are_told_what_happened_in_these_words(
-    cli: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+    cli: Any, server: Server, monkeypatch: Patch
 ) -> None:
     expected = CONVERSATION.replace("\\\n  ", "").lstrip()
     lines = re.findall(r"(?m)^\$ (.*?)(?:  # \d+)?$", expected)
