@@ -644,7 +644,8 @@ def _checked_path(path: str) -> str:
 
 def _directory_path(path: str) -> str:
     """Return the path of a directory without a slash at its end; a root stays one."""
-    return os.path.dirname(os.path.join(_checked_path(path), ""))
+    path = os.path.dirname(os.path.join(_checked_path(path), ""))
+    return f"{path}." if _WINDOWS and path.endswith(":") else path  # C: is not the root of C:
 
 
 def _check_size(size: int, path: str) -> None:
@@ -1315,7 +1316,8 @@ def get_session(profile: Optional[str] = None, *, store: Optional[SessionStore] 
 
 # ---- cut here ---- Above: keeping sessions, complete by itself. Below: asking the server.
 
-import sys  # noqa: E402 - what is above has no use for these two
+import sys  # noqa: E402 - what is above has no use for these
+from dataclasses import replace  # noqa: E402
 from typing import Iterator  # noqa: E402
 
 __all__ += [
@@ -1336,12 +1338,7 @@ _PING = "/server/ping"
 _VALIDATE = "POST /auth/validateToken"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_READY = (429, 502, 503, 504)
-# What opens a login page in front of the server; the command line adds its option.
-_EXTRA_HEADERS = ["extra headers"]
-
-
-def _login_page() -> str:
-    return f"a login page in front of the server (it may need {', '.join(_EXTRA_HEADERS)})"
+_LOGIN_PAGE = "a login page in front of the server (it may need extra headers)"
 
 
 def _texts(value: object) -> List[str]:
@@ -1376,9 +1373,30 @@ class _Answer:
         for error in errors if isinstance(errors, list) else []:
             if isinstance(error, dict) and isinstance(error.get("message"), str):
                 path = error.get("path")
-                where = ".".join(_texts(path)) if isinstance(path, list) else None
-                texts.append(": ".join(filter(None, (where, error["message"]))))
+                where = ".".join(_texts(path)) if isinstance(path, list) else ""
+                texts.append(f"{where}: {error['message']}" if where else error["message"])
         return "; ".join(texts)
+
+
+def _connection(kind: Any, sockets: List[Any], late: Any) -> Any:
+    """Return a *kind* of connection that tells its socket, and sends nothing when it is *late*."""
+
+    class Connection(kind):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+            if late.is_set():  # nobody waits for an answer: do not send the secret
+                raise TimeoutError
+
+        def send(self, data: Any) -> None:
+            try:
+                super().send(data)
+            except OSError:
+                if hasattr(self.sock, "cipher") and not late.is_set():  # TLS may say why
+                    self.sock.recv(1)
+                raise
+
+    return Connection
 
 
 def _opener(sockets: List[Any], late: Any) -> Any:
@@ -1399,23 +1417,7 @@ def _opener(sockets: List[Any], late: Any) -> Any:
             return self.do_open(http.client.HTTPSConnection, request)
 
         def do_open(self, http_class: Any, *args: Any, **options: Any) -> Any:
-            class Connection(http_class):  # type: ignore[misc]
-                def connect(self) -> None:
-                    super().connect()
-                    sockets.append(self.sock)
-                    if late.is_set():  # nobody waits for an answer: do not send the secret
-                        raise TimeoutError
-
-                def send(self, data: Any) -> None:
-                    try:
-                        super().send(data)
-                    except OSError:
-                        if hasattr(self.sock, "cipher") and not late.is_set():  # TLS may say why
-                            self.sock.recv(1)
-                        raise
-
-            kind: Any = Connection
-            return super().do_open(kind, *args, **options)
+            return super().do_open(_connection(http_class, sockets, late), *args, **options)
 
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler())
@@ -1445,27 +1447,30 @@ def _why_no_tls(error: Any) -> str:
     return f"TLS failed: {reason.lower().replace('_', ' ') or 'the connection broke'}"
 
 
-def _why_unreachable(error: Exception, redact: Callable[[str], str]) -> str:
+def _why_unreachable(error: Any, redact: Callable[[str], str]) -> str:
     """Return in plain words why there is no complete answer; *redact* makes foreign text safe."""
     import http.client
     import socket
     import urllib.error
 
+    wrapped = getattr(error, "reason", None)  # by urllib
+    error = wrapped if isinstance(wrapped, Exception) else error
     ssl = sys.modules.get("ssl")  # some Pythons have none
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return "its name does not resolve"
-    if isinstance(error, ImportError):
-        return "https needs Python's module ssl, which is missing here"
     if ssl and isinstance(error, ssl.SSLCertVerificationError):
         return _why_untrusted(error)
     if ssl and isinstance(error, ssl.SSLError):
         return _why_no_tls(error)
-    if isinstance(error, (TimeoutError, socket.timeout)):
-        return "no complete answer in time"
-    if isinstance(error, (http.client.InvalidURL, urllib.error.URLError, ValueError)):
-        return "the address of the proxy cannot be used"  # the server's own was checked
-    if isinstance(error, (http.client.HTTPException, EOFError)):
-        return "the answer was cut short, or is not HTTP"
+    proxy_errors = (http.client.InvalidURL, urllib.error.URLError, ValueError)
+    reasons = (
+        ((socket.gaierror, UnicodeError), "its name does not resolve"),
+        (ImportError, "https needs Python's module ssl, which is missing here"),
+        ((TimeoutError, socket.timeout), "no complete answer in time"),
+        (proxy_errors, "the address of the proxy cannot be used"),  # the server's was checked
+        ((http.client.HTTPException, EOFError), "the answer was cut short, or is not HTTP"),
+    )
+    for kinds, words in reasons:
+        if isinstance(error, kinds):
+            return words
     if isinstance(error, OSError):
         return error.strerror or redact(str(error))
     return f"the request failed ({type(error).__name__})"
@@ -1481,59 +1486,18 @@ def _fetch(request: Any, timeout: float, sockets: List[Any], late: Any) -> Tuple
         return response.status, response.headers, body
 
 
-def _exchange(
-    request: Any, timeout: float, redact: Callable[[str], str], arrived: List[Any]
-) -> None:
-    """Put what *request* fetches into *arrived*, or in words why there is no complete answer.
-
-    urllib's timeout is for each socket operation, and a server that sends a byte at a time
-    outlasts it.  So a thread does the work; when time is up, it is abandoned and its connection
-    is shut.
-    """
-    import socket
-    import threading
-
-    sockets: List[Any] = []
-    late, done = threading.Event(), threading.Event()
-
-    def work() -> None:
-        try:
-            arrived.append(_fetch(request, timeout, sockets, late))
-        except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
-            reason = getattr(error, "reason", None)  # what urllib has wrapped
-            # Words, as the exception would keep the connection that it comes from.
-            error = reason if isinstance(reason, Exception) else error
-            arrived.append(_why_unreachable(error, redact))
-        finally:
-            done.set()
-
-    try:
-        threading.Thread(target=work, daemon=True).start()
-        done.wait(timeout)
-        if not arrived:
-            arrived.append(_why_unreachable(TimeoutError(), redact))
-    except KeyboardInterrupt:
-        late.set()
-        done.wait(_GRACE)  # an answer that is on its way may hold a token
-        raise
-    except RuntimeError:
-        arrived.append("this system starts no thread, which a request with a time limit needs")
-    finally:  # also when Ctrl-C ends the wait
-        late.set()
-        for connected in sockets:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
-
-
-def _server_name(url: str) -> str:
-    """Return the URL as the subject of an error; it names the proxy, if one is in use."""
+def _server_error(
+    url: str, problem: str, status: Optional[int], is_ready: bool = True
+) -> ServerError:
+    """Return the error of a server; it names the proxy, if one is in use."""
     import urllib.request
 
-    match = _checked_url(_without_query(url))
+    match, where = _checked_url(_without_query(url)), _public_url(url)
     proxy = urllib.request.getproxies().get(match["scheme"])
-    if not proxy or urllib.request.proxy_bypass(match["netloc"]):
-        return _public_url(url)
-    return f"{_public_url(url)} (through the proxy {_public_url(proxy)})"
+    if proxy and not urllib.request.proxy_bypass(match["netloc"]):
+        where += f" (through the proxy {_public_url(proxy)})"
+    kind = ServerError if is_ready else ServerUnreachableError
+    return kind(_sentence(where, problem), status)
 
 
 class _Client:
@@ -1541,6 +1505,8 @@ class _Client:
 
     def __init__(self, extra_headers: Mapping[str, str], timeout: float, *secrets: str) -> None:
         _check_extra_headers(extra_headers)
+        if not timeout > 0:  # also NaN
+            raise InvalidSessionError("expected a number of seconds above 0", None, "timeout")
         self.extra_headers = dict(extra_headers)
         self.timeout = min(timeout, _LONGEST)
         self.secrets = [*secrets]  # keys and tokens
@@ -1549,14 +1515,12 @@ class _Client:
         self.redirected: Optional[ServerError] = None
         self.arrived: List[Any] = []
 
-    def holds_secret(self, text: str) -> bool:
-        """Tell whether a server repeats one of our secrets; a short word proves nothing."""
-        words = (word for word in self.words if len(word) >= 8)
-        return any(secret in text for secret in (*self.secrets, *words))
-
     def text(self, value: object) -> Optional[str]:
         """Return what a server said if it is a text without a secret of ours, else None."""
-        return value if isinstance(value, str) and not self.holds_secret(value) else None
+        words = [word for word in self.words if len(word) >= 8]  # a shorter one proves nothing
+        if isinstance(value, str) and not any(each in value for each in (*self.secrets, *words)):
+            return value
+        return None
 
     def redact(self, text: str) -> str:
         """Make text from a server safe to show: our secrets replaced, 200 characters at most."""
@@ -1565,9 +1529,6 @@ class _Client:
         for secret in sorted({*whole, *forms}, key=len, reverse=True):  # one may be part of another
             text = text.replace(secret, "***")
         return _printable(text[:200])[:200]
-
-    def error(self, url: str, problem: str, status: int) -> ServerError:
-        return ServerError(_sentence(_server_name(url), problem), status)
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str] = {}, body: Optional[bytes] = None
@@ -1580,26 +1541,66 @@ class _Client:
             raise SessionError(problem) from None
         headers = {**self.extra_headers, **headers, "User-Agent": f"immich-session/{__version__}"}
         request = urllib.request.Request(url, body, headers, method=method)
-        self.arrived = []  # a list of its own: an abandoned thread may still fill the last one
-        _exchange(request, self.timeout, self.redact, self.arrived)
+        self.exchange(request)
         return self.answer(url)
+
+    def exchange(self, request: Any) -> None:
+        """Put what *request* fetches into ``arrived``, or in words why there is no whole answer.
+
+        urllib's timeout is for each socket operation, and a server that sends a byte at a time
+        outlasts it.  So a thread does the work; when time is up, it is abandoned and its
+        connection is shut.
+        """
+        import socket
+        import threading
+
+        arrived: List[Any] = []
+        self.arrived = arrived  # an abandoned thread may still fill the last one
+        sockets: List[Any] = []
+        late, done = threading.Event(), threading.Event()
+
+        def work() -> None:
+            try:
+                arrived.append(_fetch(request, self.timeout, sockets, late))
+            except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
+                # Words, as the exception would keep the connection that it comes from.
+                arrived.append(_why_unreachable(error, self.redact))
+            finally:
+                done.set()
+
+        try:
+            threading.Thread(target=work, daemon=True).start()
+            # In pieces: on Windows, Ctrl-C has to wait until a wait is over.
+            pieces = [self.timeout % _GRACE] + [_GRACE] * int(self.timeout // _GRACE)
+            any(map(done.wait, pieces))
+            if not arrived:
+                arrived.append(_why_unreachable(TimeoutError(), self.redact))
+        except KeyboardInterrupt:
+            late.set()
+            done.wait(_GRACE)  # an answer that is on its way may hold a token
+            raise
+        except RuntimeError:
+            arrived.append("this system starts no thread, which a request with a time limit needs")
+        finally:  # also when Ctrl-C ends the wait
+            late.set()
+            for connected in sockets:
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
 
     def answer(self, url: str) -> _Answer:
         """Return the answer to the last request."""
         outcome = self.arrived[0]
         if isinstance(outcome, str):
-            raise ServerUnreachableError(_sentence(_server_name(url), outcome))
+            raise _server_error(url, outcome, None, is_ready=False)
         status, fields, content = outcome
         if len(content) > _FILE_LIMIT:
-            raise self.error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
+            raise _server_error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
         members = None
         with contextlib.suppress(InvalidSessionError):
             members = _object(_decode(content))
         return _Answer(status, fields, members)
 
-    def ask(
-        self, session: Session, line: str, *refusals: int, member: Optional[str] = None
-    ) -> _Answer:
+    def ask(self, session: Session, line: str, *refusals: int, member: str = "") -> _Answer:
         """Ask as *session* for a "METHOD /path"; return an object whose *member* is true.
 
         Return Immich's own refusal with one of *refusals* as well; all else is an error.
@@ -1607,24 +1608,22 @@ class _Client:
         base = session.server_url.rstrip("/")
         method, path = line.split()
         answer = self.request(method, base + path, session.headers())
-        if answer.status in refusals and answer.refusal() is not None:
-            return answer
-        if member is None and answer.status == 200 and answer.members is not None:
-            return answer
-        if member is not None and answer.get(member) is True:
+        is_refusal = answer.status in refusals and answer.refusal() is not None
+        is_object = answer.status == 200 and answer.members is not None
+        if is_refusal or (answer.get(member) is True if member else is_object):
             return answer
         raise self.refused(base, path, answer)
 
     def refused(self, base: str, path: str, answer: _Answer) -> ServerError:
         """Return the error that explains an unexpected answer."""
         status, refusal = answer.status, answer.refusal()
-        not_ready = status in _NOT_READY and refusal is None
+        is_ready = status not in _NOT_READY or refusal is not None
         if status in _REDIRECTS:
             problem = self._redirect_problem(base + path, path, answer)
-        elif not_ready:
+        elif not is_ready:
             problem = f"the server is not ready (status {status}): try again later"
         elif status == 404 and self._is_in_maintenance(base):
-            problem, not_ready = "the server is in maintenance mode: try again later", True
+            problem, is_ready = "the server is in maintenance mode: try again later", False
         elif status == 404:
             problem = "there is no Immich API (status 404): is this the right address?"
         elif refusal is not None:
@@ -1633,8 +1632,7 @@ class _Client:
             problem = "this is no answer from Immich (a web page?): is this the right address?"
         else:
             problem = f"refused, but not by Immich: by a proxy in front of it? (status {status})"
-        kind = ServerUnreachableError if not_ready else ServerError
-        return kind(_sentence(_server_name(base), problem), status)
+        return _server_error(base, problem, status, is_ready)
 
     def _redirect_problem(self, url: str, path: str, answer: _Answer) -> str:
         import urllib.parse
@@ -1651,7 +1649,7 @@ class _Client:
             address = self.redact(_public_url(plain[: -len(path)]))
             return f"it redirects: use the address {address} instead"
         shown = self.redact(_public_url(location))
-        return f"it redirects to {shown}: to {_login_page()}, or this is the wrong address"
+        return f"it redirects to {shown}: to {_LOGIN_PAGE}, or this is the wrong address"
 
     def _is_in_maintenance(self, base: str) -> bool:
         with contextlib.suppress(ServerError):
@@ -1677,26 +1675,25 @@ class _Client:
                 return target
         return None
 
-    def get(self, url: str, path: str) -> Tuple[str, _Answer]:
-        """GET *url* + *path*, follow redirects on the server; return the last URL and its answer.
+    def get(self, base: str, path: str, url: str = "", hops: int = 4) -> Tuple[str, _Answer]:
+        """GET *base* + *path*, follow redirects on the server; return the last URL and its answer.
 
-        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
+        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.  *url* is
+        where redirects have led so far, and *hops* how many more are followed.
         """
-        target, hops = url + path, 0
-        while True:
-            answer = self.request("GET", target)
-            if answer.status in _NOT_READY:
-                raise self.refused(url, path, answer)
-            if answer.status not in _REDIRECTS:
-                return target, answer
-            location, hops = answer.fields.get("Location", ""), hops + 1
-            followed = self.follow(target, location) if location else None
-            if followed is None or hops == 5:
-                break
-            target = followed
-        problem = "too many redirects" if followed else self._redirect_problem(target, path, answer)
-        self.redirected = self.redirected or self.error(url + path, problem, answer.status)
-        return target, answer
+        url = url or base + path
+        answer = self.request("GET", url)
+        if answer.status in _NOT_READY:
+            raise self.refused(base, path, answer)
+        if answer.status not in _REDIRECTS:
+            return url, answer
+        location = answer.fields.get("Location")
+        followed = self.follow(url, location) if location else None
+        if followed and hops:
+            return self.get(base, path, followed, hops - 1)
+        problem = "too many redirects" if followed else self._redirect_problem(url, path, answer)
+        self.redirected = self.redirected or _server_error(base + path, problem, answer.status)
+        return url, answer
 
 
 def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
@@ -1713,7 +1710,7 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
             if base is None:
                 shown = client.redact(_public_url(endpoint))
                 problem = f"it points to {shown}, a different or less secure server"
-                raise client.error(url, f"{problem}: is that intended?", answer.status)
+                raise _server_error(url, f"{problem}: is that intended?", answer.status)
             yield _normalised_url(base)
         yield f"{url}/api"
         if url == origin:
@@ -1721,13 +1718,13 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
         url = url.rpartition("/")[0].rstrip("/")
 
 
-def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
+def _find_api(client: _Client, typed: str, is_base: bool = False, hint: str = "") -> str:
     """Return the API base that says pong, for an address of the server or of a page of it.
 
-    *is_base*: the address was found to be one before.
+    *is_base*: the address was found to be one before; *hint*: what else may help if none does.
     """
+    url, status = _normalised_url(typed, is_page=True), 0
     tried: List[str] = []
-    status = 0
     for base in _possible_bases(client, url, is_base):
         if base in tried:
             continue
@@ -1739,8 +1736,11 @@ def _find_api(client: _Client, url: str, is_base: bool = False) -> str:
     if client.redirected is not None:
         raise client.redirected
     addresses = ", ".join(map(_public_url, tried))
-    problem = f"there is no Immich API (tried {addresses}): a wrong address, or {_login_page()}"
-    raise client.error(url, problem, status)
+    advice = f"a wrong address, or {_LOGIN_PAGE}{hint}"
+    if status == 400 and url.startswith("http:"):  # what many a web server says of plain HTTP
+        advice = "is this an https server?"
+    problem = f"there is no Immich API (tried {addresses}; last status {status}): {advice}"
+    raise _server_error(url, problem, status)
 
 
 def resolve_api_url(
@@ -1755,8 +1755,7 @@ def resolve_api_url(
     seconds for each request.  Raise InvalidSessionError for an unusable URL,
     ServerUnreachableError and ServerError.
     """
-    client = _Client(extra_headers, timeout)
-    return _find_api(client, _normalised_url(server_url, is_page=True))
+    return _find_api(_Client(extra_headers, timeout), server_url)
 
 
 def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
@@ -1764,14 +1763,12 @@ def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
     import socket
 
     client.words.append(password)
-    body = None
-    with contextlib.suppress(UnicodeEncodeError):
-        body = json.dumps({"email": email, "password": password}, ensure_ascii=False).encode()
-    if body is None:
-        raise InvalidSessionError("expected Unicode text", None, "email or password")
-    device = "".join(re.findall("[!-~]", socket.gethostname()))
+    members = {"email": _string(email, "email"), "password": _string(password, "password")}
+    body = json.dumps(members, ensure_ascii=False).encode()
     headers = {"Content-Type": "application/json", "deviceType": "immich-session"}
-    headers.update({"deviceModel": device} if device else {})
+    device = "".join(re.findall("[!-~]", socket.gethostname()))
+    if device:
+        headers["deviceModel"] = device
     answer = client.request("POST", base + "/auth/login", headers, body)
     values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
@@ -1798,20 +1795,30 @@ def login_password(
     """
     client = _Client(extra_headers, timeout)
     client.words.append(password)
-    base = _find_api(client, _normalised_url(server_url, is_page=True))
-    return _log_in(client, base, email, password)
+    return _log_in(client, _find_api(client, server_url), email, password)
 
 
-def _key_facts(
-    client: _Client, session: Session
-) -> Tuple[Optional[str], Optional[Tuple[str, ...]]]:
+@dataclass(frozen=True)
+class Account:
+    """Whose session it is, and what it may do, as far as the server tells; None: it does not.
+
+    ``permissions`` are those of an API key, such as ``("asset.upload", "album.read")``, or
+    ``("all",)``, which a password login has too.
+    """
+
+    email: Optional[str]
+    user_id: Optional[str]
+    key_name: Optional[str]
+    permissions: Optional[Tuple[str, ...]]
+
+
+def _key_facts(client: _Client, session: Session) -> Account:
     """Return name and permissions of an API key, as far as the server tells."""
     answer = client.ask(session, "GET /api-keys/me", 400, 403)
-    permissions = answer.get("permissions")
-    name = client.text(answer.get("name"))
-    if not isinstance(permissions, list):
-        return name, None
-    return name, tuple(filter(None, map(client.text, permissions)))
+    told, permissions = answer.get("permissions"), None
+    if isinstance(told, list):
+        permissions = tuple(filter(None, map(client.text, told)))
+    return Account(None, None, client.text(answer.get("name")), permissions)
 
 
 def _check_key(client: _Client, base: str, key: str, name: Optional[str]) -> Session:
@@ -1838,12 +1845,11 @@ def login_api_key(
     """
     _check_secret(key, "key")
     client = _Client(extra_headers, timeout, key)
-    base = _find_api(client, _normalised_url(server_url, is_page=True))
-    session = _check_key(client, base, key, name)
+    session = _check_key(client, _find_api(client, server_url), key, name)
     if name is None:
         with contextlib.suppress(ServerError):
-            name = _key_facts(client, session)[0]
-    return Session(base, ApiKey(key, name), session.created_at, session.extra_headers)
+            return replace(session, auth=ApiKey(key, _key_facts(client, session).key_name))
+    return session
 
 
 def is_valid(session: Session, *, timeout: float = _TIMEOUT) -> bool:
@@ -1858,20 +1864,6 @@ def is_valid(session: Session, *, timeout: float = _TIMEOUT) -> bool:
     return client.ask(session, _VALIDATE, *refusals, member="authStatus").status != 401
 
 
-@dataclass(frozen=True)
-class Account:
-    """Whose session it is, and what it may do, as far as the server tells; None: it does not.
-
-    ``permissions`` are those of an API key, such as ``("asset.upload", "album.read")``, or
-    ``("all",)``, which a password login has too.
-    """
-
-    email: Optional[str]
-    user_id: Optional[str]
-    key_name: Optional[str]
-    permissions: Optional[Tuple[str, ...]]
-
-
 def whoami(session: Session, *, timeout: float = _TIMEOUT) -> Account:
     """Ask the server whose session it is, and what it may do.
 
@@ -1881,11 +1873,10 @@ def whoami(session: Session, *, timeout: float = _TIMEOUT) -> Account:
     """
     client = _Client(session.extra_headers, timeout, session.secret)
     user = client.ask(session, "GET /users/me", 403)
-    name: Optional[str] = None
-    permissions: Optional[Tuple[str, ...]] = ("all",)
-    if isinstance(session.auth, ApiKey):
-        name, permissions = _key_facts(client, session)
-    return Account(client.text(user.get("email")), client.text(user.get("id")), name, permissions)
+    is_key = isinstance(session.auth, ApiKey)
+    known = _key_facts(client, session) if is_key else Account(None, None, None, ("all",))
+    email, user_id = client.text(user.get("email")), client.text(user.get("id"))
+    return replace(known, email=email, user_id=user_id)
 
 
 def logout(session: Session, *, timeout: float = _TIMEOUT) -> bool:
@@ -1904,7 +1895,9 @@ def logout(session: Session, *, timeout: float = _TIMEOUT) -> bool:
 
 __all__ += ["main"]
 
+_LOGIN_PAGE = _LOGIN_PAGE.replace("headers", "headers, -H")
 _STDIN_LIMIT = 1 << 16  # bytes
+_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
 
 
 # The official CLI's auth.yml
@@ -1946,31 +1939,30 @@ def _parse_auth_yml(text: str) -> Session:
 
 
 # Command line: what it tells people and programs, and where it has secrets from
-
-
-def _silence(stream: Any) -> None:
-    """Discard what a broken stream still buffers; flushing it at exit would fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+def _print(text: str, stream: Any) -> None:
+    """Print to a standard stream; raise OSError or ValueError where that is not possible."""
+    if stream is None:
+        raise ValueError("it is closed")
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        # Discard what the stream still buffers; flushing it at exit would fail again.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        raise
 
 
 def _tell(text: str) -> None:
-    """Write to standard error, if there is one (print takes None for standard output)."""
-    if sys.stderr is not None:
-        try:
-            print(text, file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            _silence(sys.stderr)
+    """Write to standard error, if anybody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        _print(text, sys.stderr)
 
 
 def _say(message: object) -> None:
     """Tell a person something, on a line."""
     _tell(_printable(f"immich_session: {message}"))
-
-
-_CLOSED_EARLY = (errno.EPIPE, errno.EINVAL) if _WINDOWS else (errno.EPIPE,)
 
 
 def _emit(data: str, errors: str = "strict") -> None:
@@ -1980,14 +1972,12 @@ def _emit(data: str, errors: str = "strict") -> None:
     """
     problem = "it is closed"
     try:
-        if sys.stdout is not None:
-            encoding = sys.stdout.encoding or "utf-8"
-            print(data.encode(encoding, errors).decode(encoding), flush=True)
-            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
+        return
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
-        _silence(sys.stdout)
         if getattr(error, "errno", None) in _CLOSED_EARLY:
             return
         problem = getattr(error, "strerror", None) or problem
@@ -2001,12 +1991,18 @@ def _exit_status(error: Exception) -> int:
     return 4 if refused or isinstance(error, NotLoggedInError) else 1
 
 
+def _cmd_word(word: str) -> str:
+    """Quote a word for cmd.exe, where "&" and the like end a command that is not in quotes."""
+    if re.fullmatch(r"[\w@%+=:,./~\\-]+", word, re.ASCII):
+        return word
+    word = re.sub(r'\\+(?="|\Z)', r"\g<0>\g<0>", word).replace('"', r"\"")
+    return f'"{word}"'
+
+
 def _shell_words(words: Sequence[str]) -> str:
     """Quote *words* for the shell of this system."""
     if os.name != "posix":
-        import subprocess
-
-        return subprocess.list2cmdline(words)
+        return " ".join(map(_cmd_word, words))
     # Not shlex.quote: Debian's python3-minimal has no shlex.
     plain = re.compile(r"[\w@%+=:,./-]+", re.ASCII).fullmatch
     quoted = (_printable(word).replace("'", "'\"'\"'") for word in words)
@@ -2038,11 +2034,6 @@ def _own_command() -> str:
     return _shell_words([python, "-c", code])
 
 
-def _profile_flag(profile: str) -> str:
-    """Return the option that names a profile, for a shell."""
-    return _shell_words([f"--profile={profile}"] if profile.startswith("-") else ["-P", profile])
-
-
 def _login_remedy(session: Optional[Session], profile: str, store: SessionStore) -> str:
     base = store._base_dir
     directory = [] if base is None else [f"--config-directory={base}"]
@@ -2052,7 +2043,6 @@ def _login_remedy(session: Optional[Session], profile: str, store: SessionStore)
 
 
 _REMEDIES.append(_login_remedy)
-_EXTRA_HEADERS.append("-H")
 
 
 def _from_stdin(what: str) -> str:
@@ -2104,10 +2094,13 @@ def _secret(given: Optional[str], what: str, flag: str, url: str) -> str:
     problem = "there is no terminal to prompt on"
     try:
         typed = _from_prompt(what, url) if on_terminal else None
-        if typed is not None:
+        if typed:
             return typed
-    except (EOFError, UnicodeError):
+        problem = problem if typed is None else "nothing was entered"
+    except EOFError:
         problem = "nothing was entered"
+    except UnicodeError:
+        problem = "it is not valid text"
     except ImportError as error:
         problem = f"a hidden prompt needs Python's module {error.name}, which is missing here"
     raise SessionError(f'no {what}: {problem}; "{flag} -" reads it from standard input')
@@ -2127,20 +2120,24 @@ def _given_headers(given: Sequence[str]) -> Dict[str, str]:
 
 # Command line: the commands, each of which returns the exit status
 
+_UNKNOWN_KEY = ApiKey("")  # one that is still to be asked for
+
 
 def _described(session: Session) -> str:
-    """Return whose session it is, for people."""
+    """Return whose session it is and where, for people."""
+    who = "an API key without a name"
     if isinstance(session.auth, Jwt):
-        return f"the session of {session.auth.email or 'a password login'}"
-    return f'API key "{session.auth.name}"' if session.auth.name else "an API key without a name"
+        who = f"the session of {session.auth.email or 'a password login'}"
+    elif session.auth.name:
+        who = f'API key "{session.auth.name}"'
+    return f"{who} for {_public_url(session.server_url)}"
 
 
 def _note_overrides(store: SessionStore) -> None:
     """Tell people where the environment overrides what they have just set."""
-    url = next((name for name in _URL_VARIABLES if os.environ.get(name)), None)
-    secret = _variable(os.environ, _SECRET_VARIABLES)
-    if store._base_dir is None and url and secret:
-        _say(f"note: {url} and {secret} are set, and override the current profile")
+    urls, secret = _filled(os.environ, _URL_VARIABLES), _variable(os.environ, _SECRET_VARIABLES)
+    if store._base_dir is None and urls and secret:
+        _say(f"note: {urls[0]} and {secret} are set, and override the current profile")
     elif os.environ.get("IMMICH_PROFILE"):
         _say("note: IMMICH_PROFILE is set, and overrides the current profile")
 
@@ -2155,6 +2152,14 @@ def _target_profile(args: Any, store: SessionStore) -> str:
         raise SessionError(f"{error}; name the profile with -P") from None
 
 
+def _loaded(store: SessionStore, profile: str) -> Tuple[Optional[Session], Optional[Exception]]:
+    """Return the session of a profile, or what is wrong with its file."""
+    try:
+        return store.load(profile), None
+    except InvalidSessionError as error:
+        return None, error
+
+
 def _stored(store: SessionStore, profile: str, strict: bool = False) -> Optional[Session]:
     """Return the session that a new one would replace; a broken file is no loss.
 
@@ -2162,13 +2167,11 @@ def _stored(store: SessionStore, profile: str, strict: bool = False) -> Optional
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its mode does not matter any more
-        try:
-            return store.load(profile)
-        except InvalidSessionError as error:
-            if strict and isinstance(error.__cause__, PermissionError):
-                ways = f"use -P NAME, or replace it with {_profile_flag(profile)}"
-                raise SessionError(f"{error}; {ways}") from None
-    return None
+        session, problem = _loaded(store, profile)
+    if strict and problem is not None and isinstance(problem.__cause__, PermissionError):
+        replacing = _shell_words([f"--profile={profile}"])
+        raise SessionError(f"{problem}; use -P NAME, or replace it with {replacing}")
+    return session
 
 
 def _account_name(session: Session) -> str:
@@ -2179,54 +2182,71 @@ def _account_name(session: Session) -> str:
 
 
 def _is_same_account(old: Session, new: Session) -> bool:
-    """Tell whether nothing is lost where *new* replaces *old*."""
+    """Tell whether nothing is lost where *new* replaces *old*; an unknown key may be the same."""
     names = _account_name(old), _account_name(new)
-    same = old.secret == new.secret or names[0] == names[1] != ""
+    same = names[0] == names[1] != "" or new.secret == old.secret or new.auth == _UNKNOWN_KEY
     is_same_kind = type(old.auth) is type(new.auth)
     return same and is_same_kind and _is_same_api(old.server_url, new.server_url)
 
 
-def _check_replaceable(
-    args: Any, profile: str, old: Optional[Session], new: Session, renewed: Optional[Session]
-) -> None:
-    """Refuse to lose a stored session by accident."""
-    if old is None or args.profile is not None or old == renewed:
-        return
-    if not _is_same_account(old, new):
-        problem = f'profile "{profile}" holds {_described(old)} for {_public_url(old.server_url)}'
-        ways = f"-P NAME stores the new session elsewhere, {_profile_flag(profile)} replaces it"
-        raise SessionError(f"{problem}: {ways}")
+def _to_replace(args: Any, store: SessionStore, profile: str, new: Session) -> Optional[Session]:
+    """Return the session that *new* would replace; refuse to lose one by accident."""
+    old = _stored(store, profile, args.profile is None)
+    if old in (None, args.renewed) or args.profile is not None or _is_same_account(old, new):
+        return old
+    replacing = _shell_words([f"--profile={profile}"])
+    ways = f"-P NAME stores the new session elsewhere, {replacing} replaces it"
+    raise SessionError(f'profile "{profile}" holds {_described(old)}: {ways}')
 
 
-def _store_session(
-    args: Any,
-    store: SessionStore,
-    session: Session,
-    profile: str,
-    renewed: Optional[Session] = None,
-) -> Optional[Session]:
-    """Save a session, tell what is stored where, and return the one that it replaced.
+def _end_session(session: Session, timeout: Optional[float], what: str = "the session") -> int:
+    """End a session on the server, tell the outcome, and return the exit status.
+
+    *timeout* None: ask no server.
+    """
+    outcome, status = f"{what} may still be valid on the server", 0
+    try:
+        if isinstance(session.auth, ApiKey):
+            outcome = "the API key stays valid: revoke it in the account settings of Immich"
+        elif timeout is not None and logout(session, timeout=timeout):
+            outcome = f"{what} has ended on the server"
+        elif timeout is not None:
+            outcome = f"{what} had ended on the server already"
+    except SessionError as error:
+        outcome, status = f"{error}; {outcome}", _exit_status(error)
+    finally:  # Ctrl-C too
+        _say(outcome)
+    return status
+
+
+def _store_session(args: Any, store: SessionStore, profile: str, session: Session) -> None:
+    """Save a session, and tell what is stored where; end a password session that it replaces.
 
     Its profile becomes current if it was named, or is the first one ever.
     """
     # Again: another process may have stored one meanwhile.
-    old = _stored(store, profile, args.profile is None)
-    _check_replaceable(args, profile, old, session, renewed)
-    switch = args.profile is not None or not store.list_profiles()
-    store.save(session, profile)
-    if switch:
-        try:
-            store.set_current_profile(profile)
-        except SessionError as error:
-            problem = f'the session is stored in profile "{profile}", but not made current'
-            raise SessionError(f"{problem}: {error}") from None
-    suffix = ", now the current one" if switch else ""
-    url = _public_url(session.server_url)
-    _say(f'{_described(session)} for {url} is stored in profile "{profile}"{suffix}')
-    if old and (old.secret, old.server_url) != (session.secret, session.server_url):
-        _say(f"it replaced {_described(old)} for {_public_url(old.server_url)}")
-    _note_overrides(store)
-    return old
+    old = _to_replace(args, store, profile, session)
+    is_current = args.profile is not None or not store.list_profiles()
+    is_saved = False
+    try:
+        store.save(session, profile)
+        is_saved = True
+        if is_current:
+            try:
+                store.set_current_profile(profile)
+            except SessionError as error:
+                problem = f'the session is stored in profile "{profile}", but not made current'
+                raise SessionError(f"{problem}: {error}") from None
+        suffix = ", now the current one" if is_current else ""
+        _say(f'{_described(session)} is stored in profile "{profile}"{suffix}')
+        if old and (old.secret, old.server_url) != (session.secret, session.server_url):
+            _say(f"it replaced {_described(old)}")
+        _note_overrides(store)
+    finally:  # Ctrl-C too, wherever it comes
+        is_saved = is_saved or _stored(store, profile) == session
+        if is_saved and old and isinstance(old.auth, Jwt) and old.secret != session.secret:
+            timeout = None if args.no_verify else args.timeout
+            _end_session(old, timeout, "the replaced session")
 
 
 def _check_login_flags(args: Any) -> None:
@@ -2236,47 +2256,47 @@ def _check_login_flags(args: Any) -> None:
         args.parser.error("-n and --no-verify do not go with a password login")
 
 
-def _login_server(
-    args: Any, store: SessionStore, profile: str
-) -> Tuple[str, Mapping[str, str], Optional[Session]]:
-    """Return the server to log in to, its extra headers, and the session that is renewed."""
+def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Mapping[str, str]]:
+    """Return the server to log in to, and its extra headers.
+
+    Without one, a session is renewed, and says what the options do not.
+    """
+    args.renewed = None
     if args.SERVER is not None:
-        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}, None
+        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}
     url = _environment_url(os.environ)
     if url is None:
-        session = store.load(profile)
+        session, problem = _loaded(store, profile)
         if session is None:
-            raise SessionError(f'profile "{profile}" has no session to renew: give the SERVER')
-        return _normalised_url(session.server_url), session.extra_headers, session
+            missing = f'profile "{profile}" has no session to renew'
+            raise SessionError(f"{problem or missing}: give the SERVER")
+        if args.email is None and args.api_key is None and isinstance(session.auth, Jwt):
+            args.email = session.auth.email
+        elif args.email is None and args.name is None and isinstance(session.auth, ApiKey):
+            args.name = session.auth.name
+        args.renewed = session
+        return _normalised_url(session.server_url), session.extra_headers
     old = _stored(store, profile) if args.profile is not None else None
     if old is not None and not _is_same_server(url, old.server_url):
         there = f'profile "{profile}" has a session for {_public_url(old.server_url)}'
         raise SessionError(f"{there}, the environment names {url}: give the SERVER")
-    return url, {} if args.header else _environment_headers(os.environ), None
+    return url, {} if args.header else _environment_headers(os.environ)
 
 
-def _fill_in_login(args: Any, renewed: Session) -> None:
-    """Let the session to renew say what the flags do not."""
-    if isinstance(renewed.auth, ApiKey):
-        if args.email is None and args.name is None:
-            args.name = renewed.auth.name
-    elif args.email is None and args.api_key is None:
-        args.email = renewed.auth.email
-
-
-def _find_login_api(args: Any, client: _Client, url: str, is_base: bool) -> str:
+def _find_login_api(args: Any, client: _Client, url: str) -> str:
     """Return the API to log in to; nothing secret is sent before it is found."""
+    is_base = args.renewed is not None
     if args.no_verify:
         return url if is_base else _with_api(url)
+    # A proxy may block the ping.
+    hint = "; --no-verify stores an API key without asking the server" if args.email is None else ""
     try:
-        return _find_api(client, url, is_base)
-    except ServerError as error:
-        kind, problem, status = type(error), str(error), error.status
-    if kind is ServerError and args.email is None:
-        problem += "; --no-verify stores an API key without asking the server"
-    if kind is ServerUnreachableError and status is None and "://" not in (args.SERVER or "://"):
+        return _find_api(client, url, is_base, hint)
+    except ServerUnreachableError as error:
+        problem, status = str(error), error.status
+    if status is None and "://" not in (args.SERVER or "://"):
         problem += f"; if the server has no https, write http://{_without_query(args.SERVER)}"
-    raise kind(problem, status)
+    raise ServerUnreachableError(problem, status)
 
 
 def _note_plain_http(api: str) -> None:
@@ -2287,9 +2307,11 @@ def _note_plain_http(api: str) -> None:
 
 
 def _make_profile_writable(store: SessionStore, profile: str) -> None:
-    directory = store.config_dir(profile)
+    directory, reason = str(store.config_dir(profile)), errno.EACCES
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise SessionError(_sentence(str(directory), "it cannot be written to"))
+        with contextlib.suppress(OSError, AttributeError):  # not every system tells
+            reason = errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else reason
+        raise SessionError(_sentence(directory, "it cannot be written to", os.strerror(reason)))
 
 
 def _new_session(args: Any, client: _Client, api: str) -> Session:
@@ -2302,11 +2324,11 @@ def _new_session(args: Any, client: _Client, api: str) -> Session:
         return Session.create(api, ApiKey(key, args.name), client.extra_headers)
     session = _check_key(client, api, key, args.name)
     with contextlib.suppress(ServerError):
-        name, permissions = _key_facts(client, session)
-        if permissions and "all" not in permissions:
-            _say(f"note: this key has only these permissions: {', '.join(permissions)[:2000]}")
-        auth = ApiKey(key, args.name or name)
-        return Session(api, auth, session.created_at, session.extra_headers)
+        known = _key_facts(client, session)
+        if known.permissions and "all" not in known.permissions:
+            names = ", ".join(known.permissions)[:2000]
+            _say(f"note: this key has only these permissions: {names}")
+        return replace(session, auth=ApiKey(key, args.name or known.key_name))
     return session
 
 
@@ -2320,80 +2342,44 @@ def _end_unstored(client: _Client, api: str, store: SessionStore, profile: str) 
             logout(session, timeout=client.timeout)
 
 
-def _end_replaced(old: Optional[Session], session: Session, timeout: Optional[float]) -> None:
-    """End a password session that was replaced, unless no server is to be asked (None)."""
-    if old is None or isinstance(old.auth, ApiKey) or old.secret == session.secret:
-        return
-    outcome = "the replaced session may still be valid on the server"
-    try:
-        if timeout is not None:
-            logout(old, timeout=timeout)
-            outcome = "the replaced session has ended on the server"
-    except SessionError as error:
-        outcome = f"{error}; {outcome}"
-    finally:
-        _say(outcome)
-
-
 def _login(args: Any, store: SessionStore) -> int:
     if args.email is not None:  # wrong usage comes first, whatever is stored
         _check_login_flags(args)
     profile = _target_profile(args, store)
-    url, headers, renewed = _login_server(args, store, profile)
-    if renewed is not None:
-        _fill_in_login(args, renewed)
+    url, headers = _login_server(args, store, profile)
     _check_login_flags(args)
     client = _Client(_given_headers(args.header) or headers, args.timeout)
-    api = _find_login_api(args, client, url, renewed is not None)
-    old = _stored(store, profile, args.profile is None)
-    if old is not None:
-        # A key that is not known yet may be the very same.
-        auth = ApiKey(old.secret) if args.email is None else Jwt("", "", args.email)
-        _check_replaceable(args, profile, old, Session(api, auth, ""), renewed)
+    api = _find_login_api(args, client, url)
+    auth = _UNKNOWN_KEY if args.email is None else Jwt("", "", args.email)
+    _to_replace(args, store, profile, Session(api, auth, ""))
     _make_profile_writable(store, profile)
     _note_plain_http(api)
     try:
-        session = _new_session(args, client, api)
-        old = _store_session(args, store, session, profile, renewed)
+        _store_session(args, store, profile, _new_session(args, client, api))
     except BaseException:  # Ctrl-C too
         _end_unstored(client, api, store, profile)
         raise
-    _end_replaced(old, session, None if args.no_verify else args.timeout)
     return 0
 
 
-def _end_session(session: Session, timeout: float) -> int:
-    """End a session on the server, tell the outcome, and return the exit status."""
-    outcome, status = "the session had ended on the server already", 0
-    if isinstance(session.auth, ApiKey):
-        outcome = "the API key stays valid: revoke it in the account settings of Immich"
-    try:
-        if logout(session, timeout=timeout):
-            outcome = "the session has ended on the server"
-    except SessionError as error:
-        outcome = f"{error}; the session may still be valid on the server"
-        status = _exit_status(error)
-    _say(outcome)
-    return status
-
-
 def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
-    session, status, is_broken = None, 0, False
-    try:
-        session = store.load(profile)
-    except InvalidSessionError as error:
-        _say(error)
-        is_broken = True
-    if session is not None and not args.local:
+    session, problem = _loaded(store, profile)
+    status, outcome = 0, f'the session of profile "{profile}" is removed from this computer'
+    if problem is not None:
+        _say(f"{problem}; its session may still be valid on the server")
+    elif session is None:
+        outcome = f'profile "{profile}" is not logged in'
+    elif not args.local:
         status = _end_session(session, args.timeout)
-    if not is_broken and _stored(store, profile) not in (None, session):
+    if problem is None and _stored(store, profile) not in (None, session):
         _say(f'profile "{profile}" holds another session by now, which stays')
         return status
+    path = store._path("profiles", profile, "session.json")
+    target = os.path.realpath(path) if os.path.islink(path) else path
     store.clear(profile)
-    if session is None and not is_broken:
-        _say(f'profile "{profile}" is not logged in')
-    else:
-        _say(f'the session of profile "{profile}" is removed from this computer')
+    _say(outcome)
+    if target != path and os.path.exists(target):
+        _say(f"note: a link of another user led to {target}, which stays")
     return status
 
 
@@ -2419,18 +2405,18 @@ def _logout(args: Any, store: SessionStore) -> int:
 def _facts(session: Optional[Session]) -> Dict[str, object]:
     """Return what JSON output says of a session: everything but its secrets."""
     names = "server_url method name email user_id created_at expires_at expired"
-    if session is None:
-        return {**dict.fromkeys(names.split())}
-    expires = session.expires_at()
-    facts = {
-        "server_url": _public_url(session.server_url),
-        "method": _method(session.auth),
-        "created_at": session.created_at or None,
-        "expires_at": expires and expires.isoformat(),
-        "expired": session.is_expired(),
-    }
-    who = {name: getattr(session.auth, name, None) or None for name in names.split()}
-    return {**who, **facts}
+    facts: Dict[str, object] = {**dict.fromkeys(names.split())}
+    if session is not None:
+        expires = session.expires_at()
+        facts.update({name: getattr(session.auth, name, None) or None for name in facts})
+        facts.update(
+            server_url=_public_url(session.server_url),
+            method=_method(session.auth),
+            created_at=session.created_at or None,
+            expires_at=expires and expires.isoformat(),
+            expired=session.is_expired(),
+        )
+    return facts
 
 
 def _expiry(session: Session) -> str:
@@ -2443,12 +2429,15 @@ def _expiry(session: Session) -> str:
     return f"expired, {when}" if session.is_expired() else when
 
 
-def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optional[SessionError]]:
+def _check(
+    session: Optional[Session], timeout: float
+) -> Tuple[Dict[str, Any], Optional[SessionError]]:
     """Return what the server says of a session, or why it does not."""
-    report: Dict[str, object] = {"valid": None, "account": None, "permissions": None}
+    report: Dict[str, Any] = {"valid": None, "account": None, "permissions": None}
     try:
-        report["valid"] = is_valid(session, timeout=timeout)
-        if report["valid"]:
+        if session is not None:
+            report["valid"] = is_valid(session, timeout=timeout)
+        if session is not None and report["valid"]:
             with contextlib.suppress(SessionError):
                 account = whoami(session, timeout=timeout)
                 report.update(account=account.email, permissions=account.permissions)
@@ -2457,28 +2446,21 @@ def _check(session: Session, timeout: float) -> Tuple[Dict[str, object], Optiona
     return report, None
 
 
-def _status_lines(session: Session, source: str, check: Mapping[str, object]) -> Iterator[str]:
-    yield f"Source: {source}"
-    yield str(session)
-    yield f"Expires: {_expiry(session)}"
-    if check.get("valid") is not None:
-        yield f"Valid: {'yes' if check['valid'] else 'no'}"
-    if check.get("account") is not None:
-        yield f"Account: {_printable(str(check['account']))}"
+def _status_text(session: Session, source: str, check: Mapping[str, Any]) -> str:
     permissions = check.get("permissions")
-    if isinstance(permissions, tuple):
-        yield f"Permissions: {_printable(', '.join(permissions)) or 'none'}"
+    facts = {
+        "Valid": {True: "yes", False: "no"}.get(check.get("valid", None)),
+        "Account": check.get("account"),
+        "Permissions": None if permissions is None else ", ".join(permissions) or "none",
+    }
+    told = [f"{name}: {_printable(fact)}" for name, fact in facts.items() if fact is not None]
+    return "\n".join([f"Source: {source}", f"{session}", f"Expires: {_expiry(session)}", *told])
 
 
 def _status(args: Any, store: SessionStore) -> int:
     session, profile = _find_session(args.profile, store)
     source = "environment" if profile is None else "file"
-    check: Dict[str, object] = {}
-    problem: Optional[SessionError] = None
-    if args.check:
-        check = {"valid": None, "account": None, "permissions": None}
-        if session is not None:
-            check, problem = _check(session, args.timeout)
+    check, problem = _check(session, args.timeout) if args.check else ({}, None)
     if args.json:
         report = {"profile": profile, "source": source, **_facts(session), **check}
         _emit(json.dumps(report, indent=2))
@@ -2486,7 +2468,7 @@ def _status(args: Any, store: SessionStore) -> int:
         if profile is not None:
             path = store._path("profiles", profile, "session.json")
             source = f'profile "{profile}" ({_printable(path)})'
-        _emit("\n".join(_status_lines(session, source, check)), "backslashreplace")
+        _emit(_status_text(session, source, check), "backslashreplace")
     _require_session(session, profile, store, args.profile is not None)
     if problem is not None:
         raise problem
@@ -2508,17 +2490,15 @@ def _profile_list(args: Any, store: SessionStore) -> int:
         _say(error)
     rows = []
     for name in store.list_profiles():
-        session, problem = None, None
-        try:
-            session = store.load(name)
-        except InvalidSessionError as error:
-            problem = str(error)
+        session, problem = _loaded(store, name)
         if session is None and problem is None:  # removed in the meantime
             continue
         facts = _facts(session)
         facts["who"] = facts["email"] or facts["name"]
         shown = {fact: facts[fact] for fact in ("server_url", "method", "who", "expired")}
-        rows.append({"name": name, "current": name == current, **shown, "error": problem})
+        rows.append(
+            {"name": name, "current": name == current, **shown, "error": problem and str(problem)}
+        )
     if args.json:
         _emit(json.dumps(rows, indent=2))
     elif rows:
@@ -2570,35 +2550,46 @@ def _command_path(name: str) -> str:
 
 
 def _become(command: List[str], environ: Dict[str, str]) -> int:
-    """Run a command in place of this process; return only if that is not possible.
-
-    On Windows it never is: there, wait for the command, and return its status.
-    """
+    """Run a command in place of this process; return only with an error."""
     import signal
 
     # Python ignores these signals, and a command would inherit that.
-    names, action = ["SIGPIPE", "SIGXFSZ"], signal.SIG_DFL
-    if _WINDOWS:  # Ctrl-C reaches the command as well, which decides what to do
-        names, action = ["SIGINT"], signal.SIG_IGN
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    handlers = {number: signal.signal(number, action) for number in numbers}
+    numbers = [getattr(signal, n) for n in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, n)]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
-        if _WINDOWS:
-            import subprocess
-
-            child = [_command_path(command[0]), *command[1:]]
-            status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
-            return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
         os.execvpe(command[0], command, environ)
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "this cannot be a command"
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    _say(f"{command[0]}: it cannot be run: {problem}")
-    places = [""] if os.path.dirname(command[0]) else os.get_exec_path()
-    found = any(os.path.exists(os.path.join(place, command[0])) for place in places)
-    return 126 if found and command[0] else 127
+
+
+def _run_on_windows(command: List[str], environ: Dict[str, str]) -> int:
+    """Run a command, where no process can become another one, and return its status."""
+    import signal
+    import subprocess
+
+    # Ctrl-C reaches the command as well, which decides what to do.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = [_command_path(command[0]), *command[1:]]
+        status = subprocess.run(child, env=environ, check=False).returncode  # noqa: S603
+        return status - (status >> 31 << 32)  # signed: sys.exit knows no larger ones
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _run_command(command: List[str], environ: Dict[str, str]) -> int:
+    """Run a command and return its status, or tell why it cannot be run."""
+    try:
+        return (_run_on_windows if _WINDOWS else _become)(command, environ)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "this cannot be a command"
+    name = command[0]
+    _say(f"{name or repr(name)}: it cannot be run: {problem}")
+    places = [""] if os.path.dirname(name) else os.get_exec_path()
+    paths = [os.path.join(place, name) for place in places]
+    paths += [_command_path(name)] if _WINDOWS else []
+    return 126 if name and any(map(os.path.exists, paths)) else 127
 
 
 def _exec(args: Any, store: SessionStore) -> int:
@@ -2615,20 +2606,19 @@ def _exec(args: Any, store: SessionStore) -> int:
         environ["IMMICH_PROFILE"] = profile
     if args.config_directory is not None:
         environ["IMMICH_CONFIG_DIR"] = os.path.abspath(args.config_directory)
-    return _become(command, environ)
+    return _run_command(command, environ)
 
 
 def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    _end_replaced(_store_session(args, store, session, profile), session, None)
+    args.renewed, args.no_verify = None, True  # as in a login that asks no server
+    _store_session(args, store, profile, session)
     return 0
 
 
 # Command line: its grammar
-
-
 def _seconds(text: str) -> float:
     import argparse
 
@@ -2643,51 +2633,49 @@ _EXEC = (
     "and its arguments; it finds the session in IMMICH_INSTANCE_URL (and IMMICH_API_URL), in "
     "IMMICH_API_KEY or IMMICH_ACCESS_TOKEN, IMMICH_HEADERS, IMMICH_PROFILE"
 )
-_OPTIONS: Dict[str, Dict[str, Any]] = {
-    "SERVER": {
-        "nargs": "?",
-        "help": "address (default: IMMICH_INSTANCE_URL, else of the session to renew)",
-    },
-    "NAME": {"help": "the profile to switch to"},
-    "FILE": {"nargs": "?", "help": "default: auth.yml in the configuration directory"},
+_OPTIONAL, _FLAG = {"nargs": "?"}, {"action": "store_true"}
+# Of each option or argument: what it is for, and how argparse is to read it.
+_OPTIONS: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "SERVER": ("address (default: IMMICH_INSTANCE_URL, else of the session to renew)", _OPTIONAL),
+    "NAME": ("the profile to switch to", {}),
+    "FILE": ("default: auth.yml in the configuration directory", _OPTIONAL),
     # "A..." is argparse.PARSER: a command, and whatever follows it.
-    "COMMAND": {"nargs": "A...", "metavar": "-- COMMAND", "help": _EXEC},
-    "-P --profile": {"help": "default: the current one"},
-    "-k --api-key": {"metavar": "KEY", "help": _STDIN},
-    "-e --email": {"help": "log in with the password of this user"},
-    "-p --password": {"help": _STDIN},
-    "-n --name": {"help": "a name for the API key (default: its name on the server)"},
-    "-H --header": {
-        "action": "append",
-        "default": [],
-        "metavar": "HEADER",
-        "help": "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
+    "COMMAND": (_EXEC, {"nargs": "A...", "metavar": "-- COMMAND"}),
+    "-P --profile": ("default: the session of the environment, else the current one", {}),
+    # The same, of commands that change a profile.
+    "--profile -P": ("default: the current one", {}),
+    "-k --api-key": (_STDIN, {"metavar": "KEY"}),
+    "-e --email": ("log in with the password of this user", {}),
+    "-p --password": (_STDIN, {}),
+    "-n --name": ("a name for the API key (default: its name on the server)", {}),
+    "-H --header": (
+        "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
         "(default: of the session to renew; with the server of the environment, IMMICH_HEADERS)",
-    },
-    "--no-verify": {"action": "store_true", "help": "store the API key without asking the server"},
-    "--timeout": {
-        "type": _seconds,
-        "default": _TIMEOUT,
-        "metavar": "SECONDS",
-        "help": f"time limit per request (default: {_TIMEOUT:.0f})",
-    },
-    "--all": {"action": "store_true", "help": "every profile"},
-    "--local": {"action": "store_true", "help": "do not ask the server"},
-    "--check": {"action": "store_true", "help": "ask the server whether it is valid, and whose"},
-    "--json": {"action": "store_true", "help": "output for programs"},
+        {"action": "append", "default": [], "metavar": "HEADER"},
+    ),
+    "--no-verify": ("store the API key without asking the server", _FLAG),
+    "--timeout": (
+        f"time limit per request (default: {_TIMEOUT:.0f})",
+        {"type": _seconds, "default": _TIMEOUT, "metavar": "SECONDS"},
+    ),
+    "--all": ("every profile", _FLAG),
+    "--local": ("do not ask the server", _FLAG),
+    "--check": ("ask the server whether it is valid, and whose", _FLAG),
+    "--json": ("output for programs", _FLAG),
 }
 _ADDRESS = "https://photos.example.com"
 # Of each command: what it runs, what it does, its options (of A|B, one excludes the other), and
 # an example.
-_COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] = {
+_COMMANDS: Dict[str, Tuple[Optional[Callable[[Any, SessionStore], int]], str, str, str]] = {
     "login": (
         _login,
         "log in and store the session",
-        "SERVER -P -k|-e -p -n -H --no-verify --timeout",
+        "SERVER --profile -k|-e -p -n -H --no-verify --timeout",
         f"{_ADDRESS} -P work",
     ),
-    "logout": (_logout, "end and remove a session", "-P|--all --local --timeout", "-P work"),
+    "logout": (_logout, "end and remove a session", "--profile|--all --local --timeout", "-P work"),
     "status": (_status, "show which session is used", "-P --check --json --timeout", "--check"),
+    "profile": (None, "list and switch profiles", "", "list"),
     "profile list": (_profile_list, "list the profiles that have a session", "--json", "--json"),
     "profile current": (_profile_current, "print the current profile", "", ""),
     "profile switch": (_profile_switch, "make another profile the current one", "NAME", "work"),
@@ -2704,7 +2692,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[Any, SessionStore], int], str, str, str]] =
         "-P COMMAND",
         "-- python3 my_script.py",
     ),
-    "import": (_import, "store the session of the official CLI", "FILE -P", "-P work"),
+    "import": (_import, "store the session of the official CLI", "FILE --profile", "-P work"),
 }
 _VARIABLES = """\
 environment variables:
@@ -2726,15 +2714,15 @@ def _refuse_usage(parser: Any, problem: str) -> None:
 
 def _parser_class() -> Any:
     import argparse
-    import functools
 
     class Parser(argparse.ArgumentParser):
         def __init__(self, **options: Any) -> None:
             # A fixed width, because to look at the terminal argparse loads half a dozen modules;
             # and no colours in Python 3.14, which fails to choose them where the output is closed.
             plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
-            formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=90, **plain)
-            options.update(plain, allow_abbrev=False, formatter_class=formatter)
+            layout = argparse.RawDescriptionHelpFormatter
+            options.update(plain, allow_abbrev=False)
+            options["formatter_class"] = lambda prog: layout(prog, width=90, **plain)
             super().__init__(**options)
 
         def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
@@ -2750,12 +2738,12 @@ def _parser_class() -> Any:
 
 def _add_options(command: Any, options: str) -> None:
     """Add options to the parser of a command."""
-    known = {key.split()[0]: (key.split(), settings) for key, settings in _OPTIONS.items()}
     for choice in options.split():
         group = command.add_mutually_exclusive_group() if "|" in choice else command
         for option in choice.split("|"):
-            names, settings = known[option]
-            group.add_argument(*names, **settings)
+            key = next(key for key in _OPTIONS if key.split()[0] == option)
+            text, settings = _OPTIONS[key]
+            group.add_argument(*sorted(key.split(), key=len), help=text, **settings)
 
 
 def _parser() -> Any:
@@ -2769,19 +2757,11 @@ def _parser() -> Any:
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
-        if group not in groups:
-            text_of_group, example_of_group = "list and switch profiles", f"{prog} {group} list"
-            command = groups[""].add_parser(
-                group,
-                help=text_of_group,
-                description=text_of_group,
-                epilog=f"example: {example_of_group}",
-            )
-            command.set_defaults(parser=command)
-            groups[group] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {group}")
         epilog = f"example: {prog} {name} {example}".rstrip()
         command = groups[group].add_parser(verb, help=text, description=text, epilog=epilog)
         command.set_defaults(run=run, parser=command)
+        if run is None:
+            groups[name] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {name}")
         _add_options(command, options)
     return parser
 
@@ -2805,7 +2785,11 @@ def _run(argv: Optional[Sequence[str]]) -> int:
     if args.run is None:
         _tell(args.parser.format_help().rstrip())
         return 2
-    status: int = args.run(args, SessionStore(args.config_directory))
+    try:
+        store = SessionStore(args.config_directory)
+    except SessionError as error:
+        raise SessionError(f"-d: {error}") from None
+    status: int = args.run(args, store)
     return status
 
 
