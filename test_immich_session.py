@@ -4982,7 +4982,6 @@ import immich_session
 """
 MAIN = "sys.exit(immich_session.main(sys.argv[2:]))"
 full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-root_only = pytest.mark.skipif(not is_root(), reason="only root can become anybody")
 
 
 def own_python() -> str:
@@ -5707,10 +5706,10 @@ def test_a_broken_config_json_is_replaced_where_the_profile_is_named(
 
 
 # How a program is started, and how the command that it suggests begins ("": in any way). PY is this
-# Python; HERE is the directory of FILES, where M is the module; "bin:" is in PATH, "zip:" imported.
+# Python; HERE is where the PROGRAMS are, M the module; "bin:" is in PATH, "zip:" is imported from.
 ODD = "it's $HOME & all" if os.name == "nt" else 'it\'s "my" $HOME'
 USE = "sys.modules['immich_session'].get_session()"
-FILES = {
+PROGRAMS = {
     "s.py lib/s.py lib/immich_session.py ODD/s.py pkg/immich_session.py": "M",
     "bin/immich_session.py .venv/bin/immich_session.py": "M",
     "bin/immich-session .venv/bin/immich-session": f"#!{sys.executable}\nimport sys\n"
@@ -5767,7 +5766,7 @@ def test_what_to_run_works_however_this_was_started(tmp_path: Path, way: str) ->
     if "console script" in way:
         needs_posix("a script that runs by itself")
     here = tmp_path / "here"
-    for files, text in FILES.items():
+    for files, text in PROGRAMS.items():
         data = MODULE.read_bytes() if text == "M" else text.replace("HERE", str(here)).encode()
         for file in files.split():
             put(here / file.replace("ODD", ODD), data).chmod(0o700)
@@ -5927,8 +5926,8 @@ def test_logout_tells_of_the_file_that_a_link_of_another_user_leads_to(config: P
 # Command line: status
 
 WHO = ["server_url", "method", "name", "email", "user_id"]
-FACTS: Dict[str, object] = dict.fromkeys([*WHO, "created_at", "expires_at", "expired"])
-KEY_FACTS = {**FACTS, "server_url": URL, "method": "api_key", "name": "cli", "expired": False}
+NOBODY: Dict[str, object] = dict.fromkeys([*WHO, "created_at", "expires_at", "expired"])
+KEY_FACTS = {**NOBODY, "server_url": URL, "method": "api_key", "name": "cli", "expired": False}
 OF_LOGIN = {"method": "jwt", "name": None, "email": "alice@example.com", "user_id": "u-1"}
 LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
 
@@ -5976,7 +5975,7 @@ def test_status_without_a_session_is_status_4_and_says_what_to_run(
     assert f'run "{own_command()} login SERVER --profile=default"' in err
     assert str(cli.base / "profiles" / "default") in err
     asked = dict.fromkeys(("valid", "account", "permissions")) if "--check" in flags else {}
-    shown = {"profile": "default", "source": "file", **FACTS, **asked}
+    shown = {"profile": "default", "source": "file", **NOBODY, **asked}
     assert json.loads(out) == shown if flags else out == ""
 
 
