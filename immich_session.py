@@ -1678,7 +1678,8 @@ class _Client:
     def get(self, base: str, path: str, url: str = "", hops: int = 4) -> Tuple[str, _Answer]:
         """GET *base* + *path*, follow redirects on the server; return the last URL and its answer.
 
-        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.
+        A redirect that leads elsewhere is not followed; ``redirected`` keeps its error.  *url* is
+        where redirects have led so far, and *hops* how many more are followed.
         """
         url = url or base + path
         answer = self.request("GET", url)
@@ -1972,12 +1973,13 @@ def _emit(data: str, errors: str = "strict") -> None:
     problem = "it is closed"
     try:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        return _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
+        _print(data.encode(encoding, errors).decode(encoding), sys.stdout)
+        return
     except UnicodeEncodeError:
         problem = "its encoding lacks a character"
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in _CLOSED_EARLY:
-            return None
+            return
         problem = getattr(error, "strerror", None) or problem
     raise SessionError(f"standard output: {problem}")
 
@@ -2372,8 +2374,12 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
     if problem is None and _stored(store, profile) not in (None, session):
         _say(f'profile "{profile}" holds another session by now, which stays')
         return status
+    path = store._path("profiles", profile, "session.json")
+    target = os.path.realpath(path) if os.path.islink(path) else path
     store.clear(profile)
     _say(outcome)
+    if target != path and os.path.exists(target):
+        _say(f"note: a link of another user led to {target}, which stays")
     return status
 
 
@@ -2715,8 +2721,9 @@ def _parser_class() -> Any:
             # and no colours in Python 3.14, which fails to choose them where the output is closed.
             plain: Dict[str, Any] = {"color": False} if sys.version_info[:2] == (3, 14) else {}
             layout = argparse.RawDescriptionHelpFormatter
+            options.update(plain, allow_abbrev=False)
             options["formatter_class"] = lambda prog: layout(prog, width=90, **plain)
-            super().__init__(**options, **plain, allow_abbrev=False)
+            super().__init__(**options)
 
         def print_help(self, file: Any = None) -> None:  # noqa: ARG002 - it is data
             _emit(self.format_help().rstrip())
