@@ -5038,9 +5038,7 @@ def test_a_name_that_windows_has_no_file_of_is_refused_there(name: str, cli: Cli
 
 @posix_only
 @pytest.mark.parametrize("coerced", [{}, {"PYTHONCOERCECLOCALE": "0"}], ids=["coerced", "C"])
-def test_a_name_that_the_locale_cannot_spell_makes_no_traceback(
-    store: Place, coerced: Dict[str, str]
-) -> None:
+def test_a_name_beyond_the_locale_makes_no_traceback(store: Place, coerced: Dict[str, str]) -> None:
     for name in ("é", "работа"):
         store.set_current_profile(name)
         for command in ("status", "profile list", "logout --local"):
@@ -5128,9 +5126,7 @@ def test_help_works_without_docstrings(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
-def test_help_of_a_command_says_what_it_does_and_shows_an_example_that_is_right(
-    cli: Cli, command: str
-) -> None:
+def test_help_says_what_a_command_does_by_an_example_that_is_right(cli: Cli, command: str) -> None:
     cli.patch.setattr(sys, "stdin", StringIO())
     _, text, *_, last = help_of(cli, command).split("\n\n")
     assert text in help_of(cli, "") + help_of(cli, "profile") or command == "exec"
@@ -5197,9 +5193,7 @@ USAGES = [line.split() for line in re.split(r"\||\n", WRONG_USAGE.strip())]
 
 
 @pytest.mark.parametrize("args", [*USAGES, *([text] for text in QUOTES)], ids=" ".join)
-def test_wrong_usage_is_status_2_and_one_sentence_without_what_was_typed(
-    cli: Cli, args: List[str]
-) -> None:
+def test_wrong_usage_is_one_sentence_without_what_was_typed(cli: Cli, args: List[str]) -> None:
     typed = [word.replace("KEY", KEY).replace("URL", URL) for word in args]
     assert "--help" in complaint(cli(*typed), 2)
     assert not cli.base.exists()
@@ -5267,7 +5261,7 @@ def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Cli, command:
         ("login a -e b --no-verify", "-n and --no-verify do not go with a password login"),
     ],
 )
-def test_options_that_have_no_meaning_together_are_told_as_that(
+def test_options_without_a_meaning_together_are_told_as_that(
     cli: Cli, args: str, told: str
 ) -> None:
     assert told in complaint(cli(*args.split()), 2) and not cli.base.exists()
@@ -5330,7 +5324,7 @@ NO_SERVERS += ["https://exa\x1bmple.com"]
     ],
     ids=ascii,
 )
-def test_a_bad_value_is_status_1_and_stores_nothing(
+def test_a_bad_value_is_told_and_not_stored(
     cli: Cli, args: List[str], where: str, lines: int
 ) -> None:
     done = cli("login", "--no-verify", "-k", KEY, *args)
@@ -5561,7 +5555,7 @@ def test_a_bad_header_is_refused_without_its_value(cli: Cli, told: str) -> None:
     ],
     ids=["none", "ff", "big", "empty", "comment", "first line"],
 )
-def test_a_header_file_that_cannot_be_used_is_named(
+def test_a_file_of_headers_that_is_none_is_named(
     cli: Cli, data: Optional[bytes], told: str
 ) -> None:
     file = cli.top / "headers"
@@ -5573,7 +5567,7 @@ def test_a_header_file_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("literal_first", [True, False])
-def test_a_header_that_an_option_and_a_file_give_is_told_where_it_is_given_again(
+def test_a_header_that_is_given_twice_is_told_where_it_is_again(
     cli: Cli, literal_first: bool
 ) -> None:
     file = put(cli.top / "headers", f"\n# twice\nA: {HEADER}\n")
@@ -5595,9 +5589,7 @@ def test_an_option_for_headers_stands_in_for_those_of_the_environment(cli: Cli) 
 OLD = Session(URL, ApiKey("old", "cli"), "then", {"X-Proxy": HEADER})
 
 
-def test_login_without_a_server_renews_the_session_of_the_current_or_the_named_profile(
-    cli: Cli,
-) -> None:
+def test_login_without_a_server_renews_the_current_or_the_named_profile(cli: Cli) -> None:
     for profile in ("default", "work", "other"):
         cli.store.save(OLD, profile)
     cli.store.set_current_profile("work")
@@ -5695,9 +5687,7 @@ def test_beside_a_broken_config_json_the_profile_has_to_be_named(cli: Cli, text:
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
 @pytest.mark.parametrize("args", [LOGIN_HERE, ["profile", "switch", "work"], ["import"]], ids=str)
-def test_a_broken_config_json_is_replaced_where_the_profile_is_named(
-    cli: Cli, text: str, args: List[str]
-) -> None:
+def test_a_profile_that_is_named_mends_config_json(cli: Cli, text: str, args: List[str]) -> None:
     cli.store.save(OLD, "work")
     put(cli.store.config_json, text)
     put(cli.base / "auth.yml", AUTH_YML)
@@ -5802,9 +5792,7 @@ def test_what_to_run_names_this_python_whatever_others_there_are(tmp_path: Path,
 
 
 @pytest.mark.parametrize("is_active", [True, False], ids=["active", "by path"])
-def test_what_to_run_is_run_in_the_same_virtual_environment(
-    tmp_path: Path, is_active: bool
-) -> None:
+def test_what_to_run_runs_in_the_same_virtual_environment(tmp_path: Path, is_active: bool) -> None:
     not_under_mutation()
     pytest.importorskip("venv").create(tmp_path / "venv", symlinks=True)
     (packages,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
@@ -5819,7 +5807,7 @@ def test_what_to_run_is_run_in_the_same_virtual_environment(
 
 
 @pytest.mark.parametrize("directory", ["", "my files"])
-def test_what_to_run_after_a_session_has_expired_renews_it(
+def test_what_to_run_renews_an_expired_session(
     server: Server, tmp_path: Path, directory: str
 ) -> None:
     options = ["-d", str(tmp_path / directory)] if directory else []
@@ -5836,9 +5824,7 @@ def test_what_to_run_after_a_session_has_expired_renews_it(
 
 
 @pytest.mark.parametrize("flags", [[], ["-P", "default"], ["--all"]], ids=str)
-def test_logout_removes_the_session_and_says_so_also_where_there_is_none(
-    cli: Cli, flags: List[str]
-) -> None:
+def test_logout_removes_the_session_if_any_and_says_so(cli: Cli, flags: List[str]) -> None:
     assert complaint(cli("logout", "--local", *flags), status=0) and not cli.base.exists()
     cli.store.save(SESSION)
     assert '"default"' in complaint(cli("logout", "--local", *flags), status=0)
@@ -5967,9 +5953,7 @@ def test_status_json_is_ascii(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--json", "--check"]], ids=str)
-def test_status_without_a_session_is_status_4_and_says_what_to_run(
-    cli: Cli, flags: List[str]
-) -> None:
+def test_status_without_a_session_says_what_to_run(cli: Cli, flags: List[str]) -> None:
     status, out, err = cli("status", *flags)
     assert (status, one_sentence(err), cli.base.exists()) == (4, True, False)
     assert f'run "{own_command()} login SERVER --profile=default"' in err
@@ -6092,9 +6076,7 @@ HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
     [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)],
     ids=["key", "login"],
 )
-def test_control_characters_of_a_stored_value_are_escaped(
-    cli: Cli, auth: Any, command: str
-) -> None:
+def test_control_characters_of_stored_values_are_escaped(cli: Cli, auth: Any, command: str) -> None:
     cli.store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
     out = cli(*command.split()).out
     assert out.replace("\n", "").isprintable() and "\\x1b[2J" in out and "\nZ" not in out
@@ -6201,9 +6183,7 @@ def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> Non
     ],
     ids=["key", "login", "extra", "basic"],
 )
-def test_token_is_the_bare_secret_and_headers_what_a_request_needs_a_header_a_line(
-    cli: Cli, session: Session, lines: List[str]
-) -> None:
+def test_headers_and_token_are_for_a_request(cli: Cli, session: Session, lines: List[str]) -> None:
     cli.store.save(session, "work")
     assert cli("headers", "-P", "work") == (0, "\n".join(lines) + "\n", "")
     assert cli("token", "-P", "work") == (0, lines[-1].split()[-1] + "\n", "")
@@ -6220,7 +6200,7 @@ def test_token_is_the_bare_secret_and_headers_what_a_request_needs_a_header_a_li
     ],
     ids=["header", "lines", "key", "token", "url"],
 )
-def test_headers_and_exec_use_nothing_that_no_request_may_hold(
+def test_headers_and_exec_refuse_what_cannot_be_sent(
     cli: Cli, session: Session, member: str
 ) -> None:
     cli.store.save(session)
@@ -6296,9 +6276,7 @@ def test_exec_with_the_environments_session_names_no_profile(tmp_path: Path) -> 
         assert ours(shown) == OWN_KEY
 
 
-def test_exec_hands_on_the_directory_as_an_absolute_path(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_exec_hands_on_a_directory_as_an_absolute_path(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     SessionStore("d").save(SESSION)
     directory = str(tmp_path / "d")
@@ -6409,9 +6387,7 @@ def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli) -> None
 
 @pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
 @pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
-def test_exec_says_once_what_a_command_may_not_understand(
-    cli: Cli, session: Session, extra: Dict[str, str]
-) -> None:
+def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, extra: Any) -> None:
     cli.store.save(with_headers(extra, session))
     told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
     told += ["n: warning: the extra headers reach only .* that read IMMICH_HEADERS$"] * bool(extra)
@@ -6429,7 +6405,7 @@ def test_exec_says_once_what_a_command_may_not_understand(
     [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
     ids=["key", "login", "key and headers", "login and headers"],
 )
-def test_a_command_of_exec_that_is_this_one_sees_the_very_same_session(
+def test_this_command_run_by_exec_has_the_same_session(
     cli: Cli, session: Session, source: str
 ) -> None:
     own, other = SessionStore(cli.top / "own"), with_url("https://other.example.com/api")
@@ -6575,8 +6551,8 @@ IDLE = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY": URL, "IMMICH_CONFIG_DIR": 
 
 @pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
 @pytest.mark.parametrize("variables", OVERRIDES, ids="+".join)
-def test_a_change_that_the_environment_overrides_names_the_variables(
-    cli: Cli, args: List[str], variables: Dict[str, str]
+def test_variables_that_override_a_change_are_named(
+    cli: Cli, args: List[str], variables: Any
 ) -> None:
     cli.store.save(SESSION, "work")
     cli.set(**variables)
@@ -6602,6 +6578,7 @@ def write(data: Payload) -> Make:
     return lambda path: put(path, data)
 
 
+Hostile = Callable[[Path], Path]
 POSIX_KINDS = {kind: STRANGE[kind] for kind in ("FIFO", "loop", "link to a FIFO")}
 HOSTILE: Dict[str, Make] = {
     "directory": Path.mkdir,
@@ -6638,7 +6615,7 @@ def at_once() -> Iterator[None]:
 @pytest.fixture(
     params=[pytest.param(kind, marks=[posix_only] * (kind in POSIX_KINDS)) for kind in HOSTILE]
 )
-def hostile(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Path]]:
+def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
     """Return what makes a hostile file; a test that waits for it is ended."""
 
     def make(path: Path) -> Path:
@@ -6652,9 +6629,7 @@ def hostile(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Path]]:
         yield make
 
 
-def test_a_hostile_session_is_one_sentence_and_logout_removes_all_but_a_directory(
-    cli: Cli, hostile: Callable[[Path], Path]
-) -> None:
+def test_a_hostile_session_is_told_and_removed_by_logout(cli: Cli, hostile: Hostile) -> None:
     path = hostile(cli.base / "profiles" / "default" / "session.json")
     for command in ("status", "status --json", "token", "exec /nosuch", " ".join(RENEW)):
         assert str(path) in complaint(cli(*command.split()))
@@ -6665,18 +6640,14 @@ def test_a_hostile_session_is_one_sentence_and_logout_removes_all_but_a_director
     assert (status, os.path.lexists(path)) == ((1, True) if path.is_dir() else (0, False))
 
 
-def test_login_replaces_a_hostile_session_but_for_a_directory(
-    cli: Cli, hostile: Callable[[Path], Path]
-) -> None:
+def test_login_replaces_a_hostile_session_but_for_a_directory(cli: Cli, hostile: Hostile) -> None:
     is_directory = hostile(cli.base / "profiles" / "default" / "session.json").is_dir()
     status, _, err = cli(*LOGIN_HERE)
     assert sentences(err) and status == (1 if is_directory else 0)
     assert is_directory or stored("default") == ApiKey(KEY)
 
 
-def test_a_hostile_config_json_is_one_sentence_and_replaced_but_for_a_directory(
-    cli: Cli, hostile: Callable[[Path], Path]
-) -> None:
+def test_a_hostile_config_json_is_told_and_replaced(cli: Cli, hostile: Hostile) -> None:
     cli.store.save(SESSION, "work")
     path = hostile(cli.store.config_json)
     for command in ("status", "token", "exec /nosuch", "profile current", "logout --local"):
@@ -6685,9 +6656,7 @@ def test_a_hostile_config_json_is_one_sentence_and_replaced_but_for_a_directory(
     assert told and (path.is_dir() or cli.store.get_current_profile() == "work")
 
 
-def test_a_hostile_auth_yml_is_one_sentence_and_status_1(
-    cli: Cli, hostile: Callable[[Path], Path]
-) -> None:
+def test_a_hostile_auth_yml_is_one_sentence_and_status_1(cli: Cli, hostile: Hostile) -> None:
     path = hostile(cli.base / "auth.yml")
     assert str(path) in complaint(cli("import")) and cli.store.load() is None
 
@@ -6738,9 +6707,7 @@ def test_head_reads_one_line() -> None:
 
 @HOW
 @pytest.mark.parametrize("command", WRITERS)
-def test_a_broken_standard_output_is_one_sentence_and_status_1(
-    logged_in: Place, command: str, how: str
-) -> None:
+def test_a_broken_standard_output_is_one_sentence(logged_in: Place, command: str, how: str) -> None:
     problem = "it is closed" if how == "closed" else os.strerror(errno.ENOSPC)
     told = complaint(run_with_broken("stdout", how, *command.split()))
     assert told == f"standard output: {problem}"
@@ -6753,9 +6720,7 @@ def test_a_broken_standard_error_changes_no_status(args: List[str], status: int,
 
 
 @pytest.mark.parametrize("problem", [OSError(errno.EIO, "broken"), ValueError("closed")])
-def test_a_stream_without_a_descriptor_that_breaks_is_one_sentence_and_status_1(
-    cli: Cli, problem: Exception
-) -> None:
+def test_a_stream_without_a_descriptor_breaks_in_a_sentence(cli: Cli, problem: Exception) -> None:
     class Broken(StringIO):
         def write(self, _: str) -> int:
             raise problem
@@ -6815,9 +6780,7 @@ def test_commands_that_ask_no_server_load_nothing_to_ask_it_with(base: Path) -> 
     + ["logout --local", "logout --local --all"]
     + ["login --no-verify -k - -P Zoë -n Zoë", f"login {URL} --no-verify -k -"],
 )
-def test_a_locale_without_the_letters_of_a_profile_is_no_traceback(
-    store: Place, command: str
-) -> None:
+def test_a_locale_without_letters_of_a_profile_is_no_traceback(store: Place, command: str) -> None:
     store.save(Session(URL, ApiKey(KEY, "Zoë"), "Zoë"), "Zoë")
     store.set_current_profile("Zoë")
     status, _, err = run(*command.split(), env=C_LOCALE, stdin=KEY)
@@ -6825,9 +6788,7 @@ def test_a_locale_without_the_letters_of_a_profile_is_no_traceback(
     assert status == 0 or (status == 1 and one_sentence(err)) or "/nosuch" in command
 
 
-def test_a_locale_without_a_letter_escapes_it_for_people_and_does_not_change_what_is_data(
-    store: Place,
-) -> None:
+def test_a_locale_without_a_letter_escapes_it_for_people_but_not_in_data(store: Place) -> None:
     store.save(Session(f"{URL}/é", ApiKey("Zoë", "Zoë"), ""))
     env = {**C_LOCALE, "PYTHONIOENCODING": "ascii"}
     for command in ("status", "profile list"):
@@ -6890,7 +6851,7 @@ def test_a_read_only_directory_can_be_read_but_not_written(public: Path) -> None
         ("-d relative exec -- true", [1, 4]),
     ],
 )
-def test_a_current_directory_that_is_deleted_is_no_traceback(
+def test_a_deleted_current_directory_is_no_traceback(
     cli: Cli, command: str, statuses: List[int]
 ) -> None:
     here = cli.top / "here"
@@ -7939,9 +7900,7 @@ def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     assert stored() == ApiKey(KEY, "test all")
 
 
-def test_the_readme_on_profiles_and_another_directory(
-    readme: Any, store: Place, here: Path
-) -> None:
+def test_the_readme_on_profiles_and_directories(readme: Any, store: Place, here: Path) -> None:
     assert 'profile "default" (./sessions/profiles/' in readme("directory")
     assert SessionStore(here / "sessions").list_profiles() == ["default"]
     assert store.list_profiles() == []
@@ -7950,9 +7909,7 @@ def test_the_readme_on_profiles_and_another_directory(
     assert store.get_current_profile() == "family" and "\r\nfamily\r\n" in text
 
 
-def test_the_readme_on_seeing_using_and_ending_a_session(
-    readme: Any, server: Server, here: Path
-) -> None:
+def test_the_readme_on_using_and_ending_a_session(readme: Any, server: Server, here: Path) -> None:
     readme("pipe")
     text = readme("use")
     assert "Valid: yes" in text and f"{server.url}/api\r\n" in text
@@ -7970,9 +7927,7 @@ def test_the_readme_on_a_proxy_in_front_of_the_server(readme: Any, server: Serve
     assert get_session().headers()["Authorization"] == f"Basic {credentials}"
 
 
-def test_the_readme_on_a_private_ca(
-    readme: Any, secure: Any, certificates: Path, here: Path
-) -> None:
+def test_the_readme_on_an_own_ca(readme: Any, secure: Any, certificates: Path, here: Path) -> None:
     shutil.copy(certificates / "ca.pem", here / "my-ca.pem")
     readme("private-ca", url=secure().url)
     assert get_session().server_url.startswith("https://")
@@ -8014,9 +7969,7 @@ def test_the_readme_on_missing_permissions(example: Any, store: Place, server: S
         assert example("permissions") == (1 if lacking else 0, "", problem)
 
 
-def test_the_readme_on_several_accounts_in_one_run(
-    example: Any, store: Place, server: Server
-) -> None:
+def test_the_readme_on_several_accounts_at_once(example: Any, store: Place, server: Server) -> None:
     for profile in ("work", "family"):
         store.save(Session(f"{server.url}/api", ApiKey(KEY), ""), profile)
     assert example("accounts").out == f"family {EMAIL}\nwork {EMAIL}\n"
@@ -8117,9 +8070,7 @@ def test_the_readme_on_cutting_and_comparing_the_file(readme: Any, here: Path) -
         readme("compare")
 
 
-def test_the_readme_shows_the_file_and_names_every_variable_every_option_and_this_version(
-    cli: Cli,
-) -> None:
+def test_the_readme_names_every_variable_and_option_and_shows_the_file(cli: Cli) -> None:
     text, file = README.read_text(encoding="utf-8"), readme_block("file").rstrip("\n")
     assert Session.from_json(file).to_json() == file
     variables = set(re.findall(r'"(IMMICH_\w+)"', MODULE.read_text(encoding="utf-8")))
@@ -8177,9 +8128,7 @@ def test_a_prompt_that_python_has_no_module_for_is_an_error_that_names_it(cli: C
     assert "getpass" in told and '"-k -"' in told
 
 
-def test_sessions_are_kept_where_there_are_no_user_ids_and_no_threads(
-    store: Place, monkeypatch: Patch
-) -> None:
+def test_sessions_are_kept_without_user_ids_and_threads(store: Place, monkeypatch: Patch) -> None:
     for name in dir(os):
         if re.fullmatch("[gs]et.*[gu]id|getgroups|.*chown", name):
             monkeypatch.delattr(os, name)
@@ -8456,9 +8405,7 @@ EACH = [
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
 @pytest.mark.parametrize("number", [1, pytest.param(len(ERRORS), marks=torture)])
-def test_a_system_call_that_fails_leaves_the_old_session_or_the_new(
-    faults: Faults, number: int
-) -> None:
+def test_a_failed_system_call_leaves_the_old_file_or_the_new(faults: Faults, number: int) -> None:
     hit = set()
     for step, (name, count, certain) in enumerate(faults_of(faults)):
         for error in (2 * ERRORS)[step % len(ERRORS) :][:number]:
@@ -8473,7 +8420,7 @@ def test_a_system_call_that_fails_leaves_the_old_session_or_the_new(
 @unmutated
 @needs_strace
 @pytest.mark.parametrize("operation", EACH)
-def test_a_process_killed_at_any_step_leaves_the_old_session_or_the_new(faults: Faults) -> None:
+def test_a_process_killed_at_any_step_leaves_the_old_file_or_the_new(faults: Faults) -> None:
     for name, count, certain in faults_of(faults):
         status, _ = faults.run("-e", f"inject={name}:signal=KILL:when={count}")
         assert status == -signal.SIGKILL or not certain
@@ -8547,9 +8494,7 @@ def test_a_process_killed_at_a_random_moment_leaves_a_whole_file(base: Path, tim
 
 @unmutated
 @often(100, 2000)
-def test_a_file_that_is_written_in_place_is_damaged_where_its_writer_is_killed(
-    base: Path, times: int
-) -> None:
+def test_a_file_written_in_place_is_damaged_by_a_killed_writer(base: Path, times: int) -> None:
     damaged = list(whole_after_kills(base, "write in place", times)).count(False)
     print(f"written in place, the file is damaged {damaged} times")  # seen with -rP
     assert damaged
@@ -8601,9 +8546,7 @@ for number in range(times):
 @unmutated
 @often(100, 2000 if os.name == "nt" else 20000)  # the former are a minute of the pauses on Windows
 @pytest.mark.parametrize("clearing", [False, True], ids=["without clear", "with clear"])
-def test_writers_readers_and_sweeps_against_each_other_tear_nothing(
-    base: Path, times: int, clearing: bool
-) -> None:
+def test_all_against_each_other_tear_nothing(base: Path, times: int, clearing: bool) -> None:
     tasks = ["write", "write", "read", "read", "litter", "clear" if clearing else "switch"]
     processes = [in_bare_process(WORK, base, KEY, task, times, clearing) for task in tasks]
     outputs = [process.communicate()[0].decode() for process in processes]
@@ -8767,9 +8710,7 @@ def piece(path: Path, parts: int) -> str:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_each_piece_imports_without_a_warning_lists_its_names_and_names_its_own_commands(
-    tmp_path: Path, parts: int
-) -> None:
+def test_each_piece_imports_lists_and_tells_what_it_has(tmp_path: Path, parts: int) -> None:
     file = put(tmp_path / "immich_session.py", piece(MODULE, parts))
     named: Set[str] = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
