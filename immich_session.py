@@ -819,7 +819,7 @@ def _temporary_name(name: str) -> str:
 
 
 def _make_one_directory(path: str, base: str) -> None:
-    """Make a directory that has its mode and owner from the moment at which others can see it."""
+    """Make a directory that has its mode and owner from the moment at which it has its name."""
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     above = os.path.dirname(path)
@@ -828,10 +828,13 @@ def _make_one_directory(path: str, base: str) -> None:
     try:
         _settle_directory(temporary, base)
         _patiently(os.rename, temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.rmdir(temporary)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        os.mkdir(path, 0o700)  # not every file system renames directories
+        _settle_directory(path, base)
     _sync_directory(above)
 
 
