@@ -1510,6 +1510,12 @@ def _server_error(
     return kind(_sentence(where, problem), status)
 
 
+def _wait(event: Any, timeout: float) -> None:
+    """Wait for an event, a while at a time: on Windows, Ctrl-C comes through only between them."""
+    spans = [timeout % _GRACE] + [_GRACE] * int(timeout // _GRACE)
+    any(map(event.wait, spans))
+
+
 class _Client:
     """What the requests of one operation share: extra headers, time limit, and our secrets."""
 
@@ -1580,9 +1586,7 @@ class _Client:
 
         try:
             threading.Thread(target=work, daemon=True).start()
-            # In pieces: on Windows, Ctrl-C has to wait until a wait is over.
-            pieces = [self.timeout % _GRACE] + [_GRACE] * int(self.timeout // _GRACE)
-            any(map(done.wait, pieces))
+            _wait(done, self.timeout)
             if not arrived:
                 arrived.append(_why_unreachable(TimeoutError(), self.redact))
         except KeyboardInterrupt:
