@@ -747,6 +747,36 @@ def _sync_directory(path: str) -> None:
             os.close(descriptor)
 
 
+class _Place:
+    """A directory in which something is made, until the end of a with statement; then it is synced.
+
+    Root holds it by a descriptor: who owns a directory above could swap it for a link meanwhile.
+    The sync is for failures too: without it, a crash could bring back what was removed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = self.prefix = path
+        self.at: Dict[str, int] = {}
+        self.both: Dict[str, int] = {}
+
+    def __enter__(self) -> _Place:
+        if _user() == 0:
+            descriptor = os.open(self.path or os.curdir, os.O_RDONLY)
+            self.prefix, self.at = "", {"dir_fd": descriptor}
+            self.both = {"src_dir_fd": descriptor, "dst_dir_fd": descriptor}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # what was to be made is there by now
+            for descriptor in self.at.values():
+                os.close(descriptor)
+        _sync_directory(self.path)
+
+    def entry(self, name: str) -> str:
+        """Return the path of something in the directory, for calls with the options ``at``."""
+        return os.path.join(self.prefix, name)
+
+
 def _heir(place: int, directory: str, base: str) -> Optional[os.stat_result]:
     """Return the status of the open directory *place* if its owner gets what root makes there.
 
@@ -822,20 +852,21 @@ def _make_one_directory(path: str, base: str) -> None:
     """Make a directory that has its mode and owner from the moment at which it has its name."""
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    above = os.path.dirname(path)
-    temporary = os.path.join(above, _temporary_name("new"))
-    os.mkdir(temporary, 0o700)
-    try:
-        _settle_directory(temporary, base)
-        _patiently(os.rename, temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.rmdir(temporary)
-        if not isinstance(error, OSError):
-            raise
-        os.mkdir(path, 0o700)  # not every file system renames directories
-        _settle_directory(path, base)
-    _sync_directory(above)
+    above, name = os.path.split(path)
+    temporary = _temporary_name("new")
+    with _Place(above) as place:
+        made = place.entry(temporary)
+        try:
+            os.mkdir(made, 0o700, **place.at)
+            _settle_directory(os.path.join(above, temporary), base)
+            _patiently(os.rename, made, place.entry(name), **place.both)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.rmdir(made, **place.at)
+            if not isinstance(error, OSError):
+                raise
+            os.mkdir(place.entry(name), 0o700, **place.at)  # some file systems rename none
+            _settle_directory(path, base)
 
 
 def _make_directory(path: str, base: str) -> None:
@@ -930,46 +961,29 @@ def _sweep(path: str, now: float) -> None:
                 _remove(temporary)
 
 
-def _replace_in(
-    place: Optional[int], directory: str, name: str, data: bytes, base: str
-) -> os.stat_result:
-    """Put a new file in the place of *name*, through the open directory *place* if there is one."""
-    here = directory if place is None else ""
-    temporary = os.path.join(here, _temporary_name(name))
-    at: Dict[str, Any] = {} if place is None else {"dir_fd": place}
-    try:
-        descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **at)
-        try:
-            heir = None if place is None else _heir(place, directory, base)
-            status = _settle(descriptor, 0o600, heir)
-            with contextlib.suppress(SessionError):  # by the file system's clock
-                _sweep(os.path.join(directory, name), status.st_mtime)
-            while data:
-                data = data[os.write(descriptor, data) :]
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)
-        both = {f"{end}_dir_fd": place for end in ("src", "dst") if place is not None}
-        _patiently(os.replace, temporary, os.path.join(here, name), **both)
-    except BaseException:  # Ctrl-C too, wherever it comes
-        with contextlib.suppress(OSError):
-            _patiently(os.unlink, temporary, **at)
-        raise
-    return status
-
-
 def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     """Put a new file in the place of *path*, and return its status."""
     directory, name = os.path.split(path)
-    # For root by a descriptor: who owns a directory above could swap it for a link meanwhile.
-    place = os.open(directory or os.curdir, os.O_RDONLY) if _user() == 0 else None
-    try:
-        return _replace_in(place, directory, name, data, base)
-    finally:
-        if place is not None:
-            with contextlib.suppress(OSError):  # the file is there by now
-                os.close(place)
-        _sync_directory(directory)  # after a failure too: or a crash brings the temporary back
+    with _Place(directory) as place:
+        temporary = place.entry(_temporary_name(name))
+        try:
+            descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **place.at)
+            try:
+                heir = _heir(place.at["dir_fd"], directory, base) if place.at else None
+                status = _settle(descriptor, 0o600, heir)
+                with contextlib.suppress(SessionError):  # by the file system's clock
+                    _sweep(path, status.st_mtime)
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                _sync(descriptor)
+            finally:
+                os.close(descriptor)
+            _patiently(os.replace, temporary, place.entry(name), **place.both)
+        except BaseException:  # Ctrl-C too, wherever it comes
+            with contextlib.suppress(OSError):
+                _patiently(os.unlink, temporary, **place.at)
+            raise
+        return status
 
 
 def _write_file(path: str, data: bytes, base: str, private: bool = False) -> None:
@@ -989,16 +1003,18 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
 
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
-    for victim in dict.fromkeys((_link_target(path), path)):
-        problem = None
-        for each in (victim, *_temporaries(victim)):
-            try:
-                _remove(each)
-            except SessionError as error:  # and go on with the others
-                problem = error
-        _sync_directory(os.path.dirname(victim))
-        if problem is not None:
-            raise problem
+    target, problem = _link_target(path), None
+    for each in dict.fromkeys((target, *_temporaries(target), *_temporaries(path), path)):
+        if each == path and problem is not None:  # the link stays while something is behind it
+            break
+        try:
+            _remove(each)
+        except SessionError as error:  # and go on with the others
+            problem = error
+    for directory in dict.fromkeys(map(os.path.dirname, (target, path))):
+        _sync_directory(directory)
+    if problem is not None:
+        raise problem
 
 
 # The store

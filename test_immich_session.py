@@ -1560,8 +1560,8 @@ def test_the_directories_are_made_when_they_are_asked_for(store: Place) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_directory_may_be_made_by_others(full: bool, store: Place, monkeypatch: Patch) -> None:
-    def make(_: str, path: str) -> None:
-        os.makedirs(os.path.join(path, "kept") if full else path)
+    def make(*_: object) -> None:
+        os.makedirs(store.base if full else store.top / "home", exist_ok=True)
 
     around(monkeypatch, "rename", make)
     store.save(SESSION)
@@ -1757,6 +1757,24 @@ def test_root_keeps_what_others_may_reach(place: str, bits: int, owner: int, con
 
 
 @root_only
+@pytest.mark.parametrize("step", ["mkdir", "rename"])
+def test_a_place_that_is_swapped_under_root_leads_nowhere_else(
+    step: str, land: Path, config: Path, monkeypatch: Patch
+) -> None:
+    treasure, profiles = land / "treasure", config / "profiles"
+    treasure.mkdir()
+
+    def swap(*_: object) -> None:
+        if not profiles.is_symlink():
+            os.replace(profiles, config / "away")
+            profiles.symlink_to(treasure)
+
+    around(monkeypatch, step, swap)
+    SessionStore(config).config_dir("new")
+    assert names(treasure) == [] and names(config / "away") == ["new", "work"]
+
+
+@root_only
 def test_two_saves_of_root_at_once_lock_nobody_out(land: Path, monkeypatch: Patch) -> None:
     def save_too(*_: object) -> None:
         monkeypatch.undo()
@@ -1802,7 +1820,8 @@ def test_a_directory_that_is_swapped_under_root_changes_neither_owner_nor_mode(
         os.chown(treasure, 12345, -1)
     before = (treasure.stat().st_uid, treasure.stat().st_mode)
 
-    def swap(_: object, path: str, *__: object) -> None:
+    def swap(_: object, name: str, *__: object) -> None:
+        path = str(config / "profiles" / name)
         os.rename(path, f"{path}.away")
         if kind == "link":
             os.symlink(treasure, path)
@@ -2742,6 +2761,17 @@ def test_what_cannot_be_removed_hides_no_other_temporary(store: Place, monkeypat
         else:
             use()
         assert [path for path in temporaries if path.exists()] == [temporaries[3]]
+
+
+@posix_only
+def test_what_cannot_be_removed_behind_a_link_hides_nothing_beside_it(store: Place) -> None:
+    target = store.top / "elsewhere" / "target"
+    link(store.file, put(target, SESSION.to_json()))
+    stuck = target.with_name(".target.abcdefgh.tmp")
+    stuck.mkdir()
+    put(store.file.with_name(".session.json.abcdefgh.tmp"), KEY)
+    error_of(SessionError, stuck, store.clear, "work")
+    assert names(store.file.parent) == ["session.json"] and names(target.parent) == [stuck.name]
 
 
 @posix_only
