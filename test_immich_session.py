@@ -4283,6 +4283,14 @@ def test_an_address_may_be_given_with_or_without_api(immich: Server) -> None:
 W, P = "/.well-known/immich", "/server/ping"  # as the tables have them
 
 
+def test_a_less_secure_address_is_never_recommended(secure: Any) -> None:
+    safe = secure()
+    _, path = VALIDATE.split()
+    for scheme, is_told in (("http", False), ("https", True)):
+        safe.answers[VALIDATE] = redirect(f"{scheme}://photos.example.com{path}")
+        assert ("use the address" in refused(301, validity, safe.url)) is is_told
+
+
 def visited(server: Server) -> str:
     """Return what was asked, in short."""
     lines = " ".join(asked.line.replace("GET ", "") for asked in server.asked)
@@ -7411,13 +7419,16 @@ def test_a_replaced_session_is_ended_also_where_the_new_one_cannot_become_curren
     assert "the replaced session has ended on the server\n" in err and "not made current" in err
 
 
-def test_no_other_session_that_is_replaced_is_ended(desk: Desk, server: Server) -> None:
+def test_no_other_session_that_is_replaced_is_ended(desk: Desk, server: Server, base: Path) -> None:
     for auth in (SESSION.auth, Jwt(NEW_TOKEN, "u", EMAIL)):  # a key, and the very same
         hold(server, auth)
         assert desk.by_password("-P", "default").status == 0
     hold(server, LOGIN.auth)
-    status, _, err = desk.by_key("--no-verify", "-P", "default")
-    assert status == 0 and "may still be valid" in err
+    file = put(base / "auth.yml", f"url: {server.url}/api\nkey: {KEY}\n")
+    for use in (partial(desk.by_key, "--no-verify"), partial(desk.cli, "import", file)):
+        hold(server, LOGIN.auth)
+        status, _, err = use("-P", "default")
+        assert (status, held()) == (0, KEY) and "may still be valid" in err
     assert not ended(server)
 
 
