@@ -569,7 +569,7 @@ class Session:
         headers = dict(self.extra_headers)
         is_key = isinstance(self.auth, ApiKey)
         _check_secret(self.secret, "auth.api_key.key" if is_key else "auth.jwt.access_token")
-        if is_key:
+        if is_key:  # _RESERVED keeps extra headers from shadowing what carries the secret
             headers["x-api-key"] = self.secret
         elif "authorization" in map(str.lower, headers):
             headers["x-immich-user-token"] = self.secret
