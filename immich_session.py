@@ -848,10 +848,14 @@ def _temporary_name(name: str) -> str:
         raise OSError(errno.ENODEV, str(error)) from error
 
 
-def _make_one_directory(path: str, base: str) -> None:
-    """Make a directory that has its mode and owner from the moment at which it has its name."""
+def _refuse_to_replace(path: str) -> None:
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _make_one_directory(path: str, base: str) -> None:
+    """Make a directory that has its mode and owner from the moment at which it has its name."""
+    _refuse_to_replace(path)
     above, name = os.path.split(path)
     temporary = _temporary_name("new")
     with _Place(above) as place:
@@ -859,6 +863,7 @@ def _make_one_directory(path: str, base: str) -> None:
         try:
             os.mkdir(made, 0o700, **place.at)
             _settle_directory(os.path.join(above, temporary), base)
+            _refuse_to_replace(path)  # rename would, if it is empty
             _patiently(os.rename, made, place.entry(name), **place.both)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -869,7 +874,7 @@ def _make_one_directory(path: str, base: str) -> None:
             _settle_directory(path, base)
 
 
-def _make_directory(path: str, base: str) -> None:
+def _make_directory(path: str, base: str, tries: int = 9) -> None:
     """Make a directory and what is missing above it, each 0700 whatever the umask."""
     if os.path.isdir(path):
         return
@@ -880,6 +885,9 @@ def _make_directory(path: str, base: str) -> None:
         except OSError as error:
             if os.path.isdir(directory):  # another process was faster
                 continue
+            if isinstance(error, FileNotFoundError) and tries:  # it replaced the one above
+                _make_directory(path, base, tries - 1)
+                return
             problem = "the directory cannot be created"
             raise SessionError(_sentence(directory, problem, _reason(error))) from error
 
