@@ -5399,7 +5399,11 @@ def test_a_program_may_put_text_in_place_of_standard_input(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", [KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n", "k" * 65536]
+    "typed",
+    [
+        *(KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n"),
+        pytest.param("k" * 65536, id="64 KiB"),  # pytest puts a name into the environment
+    ],
 )
 def test_a_key_from_standard_input_loses_the_white_space_around_it(typed: str) -> None:
     told = complaint(run(*READ_KEY, stdin=typed), status=0)
