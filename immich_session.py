@@ -342,7 +342,7 @@ def _add_headers(
 _DECODER = json.JSONDecoder(parse_int=float, parse_constant=int)
 _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=int)
 
-_ENCODER = json.JSONEncoder(indent=2, ensure_ascii=False)  # as the OCaml CLI does
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
 
 _NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
 _BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
@@ -373,6 +373,15 @@ def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> ob
     except ValueError:
         problem = "NaN and Infinity are not JSON"
     raise InvalidSessionError(problem)
+
+
+def _laid_out(value: object, line: str = "\n") -> str:
+    """Return strings and objects of them as JSON, laid out as the OCaml CLI does it."""
+    if not isinstance(value, dict):
+        return _encoded(value)
+    deeper = line + "  "  # json's own indent=2 is slow
+    members = [f"{deeper}{_encoded(name)}: {_laid_out(value[name], deeper)}" for name in value]
+    return f"{{{','.join(members)}{line}}}"
 
 
 def _object(value: object, member: Optional[str] = None) -> Dict[str, object]:
@@ -535,7 +544,7 @@ class Session:
         for name in self.extra_headers:  # JSON would make a string of a number
             _string(name, "headers: a name")
         self._from_members(top)
-        return _ENCODER.encode(top)
+        return _laid_out(top)
 
     def is_expired(self, leeway: float = 60) -> bool:
         """Tell whether the session is known to end within *leeway* seconds.
@@ -958,8 +967,10 @@ def _temporaries(path: str) -> List[str]:
         return []
     except OSError as error:
         raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
-    is_temporary = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.tmp").fullmatch
-    return [os.path.join(directory, entry) for entry in filter(is_temporary, entries)]
+    start = f".{name}."
+    ends = (entry[len(start) :] for entry in entries if entry.startswith(start))
+    found = (end for end in ends if re.fullmatch(r"[a-z0-9_]{8}\.tmp", end))
+    return [os.path.join(directory, start + end) for end in found]
 
 
 def _sweep(path: str, now: float) -> None:
