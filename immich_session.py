@@ -843,9 +843,10 @@ def _settle_directory(path: str, base: str) -> None:
 def _temporary_name(name: str) -> str:
     """Return a name for a new temporary file; _temporaries finds it by the name of the file."""
     try:
-        return f".{name}.{os.urandom(4).hex()}.tmp"
-    except NotImplementedError as error:  # PyPy, which needs /dev/urandom
-        raise OSError(errno.ENODEV, str(error)) from error
+        unique = os.urandom(4)
+    except NotImplementedError:  # PyPy, which needs /dev/urandom; no secret depends on it
+        unique = (time.time_ns() % 2**32).to_bytes(4, "big")
+    return f".{name}.{unique.hex()}.tmp"
 
 
 def _refuse_to_replace(path: str) -> None:
@@ -2349,7 +2350,8 @@ def _make_profile_writable(store: SessionStore, profile: str) -> None:
     directory, reason = str(store.config_dir(profile)), errno.EACCES
     if not os.access(directory, os.W_OK | os.X_OK):
         with contextlib.suppress(OSError, AttributeError):  # not every system tells
-            reason = errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else reason
+            is_read_only = os.statvfs(directory).f_flag & getattr(os, "ST_RDONLY", 1)  # PyPy
+            reason = errno.EROFS if is_read_only else reason
         raise SessionError(_sentence(directory, "it cannot be written to", os.strerror(reason)))
 
 
