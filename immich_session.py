@@ -895,7 +895,8 @@ def _make_directory(path: str, base: str, tries: int = 9) -> None:
         except OSError as error:
             if os.path.isdir(directory):  # another process was faster
                 continue
-            if isinstance(error, FileNotFoundError) and tries:  # it replaced the one above
+            is_above = os.path.isdir(os.path.dirname(directory) or os.curdir)
+            if isinstance(error, FileNotFoundError) and tries and is_above:  # it replaced that one
                 _make_directory(path, base, tries - 1)
                 return
             problem = "the directory cannot be created"
