@@ -419,10 +419,8 @@ _JWT = re.compile("([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]+)[.]([A-Za-z0-9_-]*)")
 def _jwt_expiry(token: str) -> Optional[float]:
     """Return the ``exp`` claim (seconds since the epoch); None if *token* is no JWT with one."""
     match = _JWT.fullmatch(token)
-    if not match or 1 in {
-        len(segment) % 4 for segment in match.groups()
-    }:  # no base64 has such a length
-        return None
+    if not match or 1 in {len(segment) % 4 for segment in match.groups()}:
+        return None  # no base64 has such a length
     try:
         claims = _decode(base64.urlsafe_b64decode(match[2] + "=="), _PAIRS_DECODER)
     except InvalidSessionError:
@@ -568,6 +566,11 @@ class Session:
         """The API key or the access token."""
         return self.auth.key if isinstance(self.auth, ApiKey) else self.auth.access_token
 
+    @property
+    def _secret_member(self) -> str:
+        method = _method(self.auth)
+        return f"auth.{method}.{_MEMBERS[method][0]}"
+
     def headers(self) -> Dict[str, str]:
         """Return the HTTP headers that a request to the server needs, the secret among them.
 
@@ -576,9 +579,10 @@ class Session:
         _checked_url(self.server_url)
         _check_extra_headers(self.extra_headers)
         headers = dict(self.extra_headers)
-        is_key = isinstance(self.auth, ApiKey)
-        _check_secret(self.secret, "auth.api_key.key" if is_key else "auth.jwt.access_token")
-        if is_key:  # _RESERVED keeps extra headers from shadowing what carries the secret
+        _check_secret(self.secret, self._secret_member)
+        if isinstance(
+            self.auth, ApiKey
+        ):  # _RESERVED keeps extra headers from shadowing what carries the secret
             headers["x-api-key"] = self.secret
         elif "authorization" in map(str.lower, headers):
             headers["x-immich-user-token"] = self.secret
@@ -596,13 +600,10 @@ class Session:
         member that cannot be sent safely.
         """
         self.headers()
-        is_key = isinstance(self.auth, ApiKey)
-        variable = "IMMICH_API_KEY" if is_key else "IMMICH_ACCESS_TOKEN"
+        variable = "IMMICH_API_KEY" if isinstance(self.auth, ApiKey) else "IMMICH_ACCESS_TOKEN"
         url = self.server_url.rstrip("/")
         variables = {"IMMICH_INSTANCE_URL": url, "IMMICH_API_URL": url}
-        variables[variable] = _given_secret(
-            self.secret, "auth.api_key.key" if is_key else "auth.jwt.access_token"
-        )
+        variables[variable] = _given_secret(self.secret, self._secret_member)
         if self.extra_headers:
             lines = (f"{name}: {value}" for name, value in self.extra_headers.items())
             variables["IMMICH_HEADERS"] = "\n".join(lines)
@@ -1025,14 +1026,16 @@ def _write_file(path: str, data: bytes, base: str, private: bool = False) -> Non
 def _remove_file(path: str) -> None:
     """Remove a file, where it is a link the file behind it too, and all their temporaries."""
     target, problem = _link_target(path), None
-    for each in dict.fromkeys((target, *_temporaries(target), *_temporaries(path), path)):
+    files = dict.fromkeys((target, path))  # one, where there is no link
+    temporaries = [each for file in files for each in _temporaries(file)]
+    for each in dict.fromkeys((target, *temporaries, path)):
         if each == path and problem is not None:  # the link stays while something is behind it
             break
         try:
             _remove(each)
         except SessionError as error:  # and go on with the others
             problem = error
-    for directory in dict.fromkeys(map(os.path.dirname, (target, path))):
+    for directory in dict.fromkeys(map(os.path.dirname, files)):
         _sync_directory(directory)
     if problem is not None:
         raise problem
