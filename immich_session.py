@@ -580,9 +580,8 @@ class Session:
         _check_extra_headers(self.extra_headers)
         headers = dict(self.extra_headers)
         _check_secret(self.secret, self._secret_member)
-        if isinstance(
-            self.auth, ApiKey
-        ):  # _RESERVED keeps extra headers from shadowing what carries the secret
+        # _RESERVED keeps extra headers from shadowing what carries the secret.
+        if isinstance(self.auth, ApiKey):
             headers["x-api-key"] = self.secret
         elif "authorization" in map(str.lower, headers):
             headers["x-immich-user-token"] = self.secret
