@@ -763,90 +763,81 @@ class _Place:
     The sync is for failures too: without it, a crash could bring back what was removed.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = self.prefix = path
-        self.at: Dict[str, int] = {}
-        self.both: Dict[str, int] = {}
+    held: Optional[int] = None
+
+    def __init__(self, path: str, base: str) -> None:
+        self.path, self.base = path, base
 
     def __enter__(self) -> _Place:
         if _user() == 0:
-            descriptor = os.open(self.path or os.curdir, os.O_RDONLY)
-            self.prefix, self.at = "", {"dir_fd": descriptor}
-            self.both = {"src_dir_fd": descriptor, "dst_dir_fd": descriptor}
+            self.held = os.open(self.path or os.curdir, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # what was to be made is there by now
-            for descriptor in self.at.values():
-                os.close(descriptor)
+            if self.held is not None:
+                os.close(self.held)
         _sync_directory(self.path)
 
     def entry(self, name: str) -> str:
-        """Return the path of something in the directory, for calls with the options ``at``."""
-        return os.path.join(self.prefix, name)
+        """Return the path of something in the directory, for calls with dir_fd=held."""
+        return os.path.join(self.path, name) if self.held is None else name
+
+    def heir(self) -> Optional[os.stat_result]:
+        """Return the status of the directory if its owner gets what root makes there.
+
+        None: it stays root's.  So it does where others may write, there or from above the base
+        directory on: a directory that anybody could have placed is given no secret.
+        """
+        owner = None if self.held is None else os.fstat(self.held)
+        if owner is None or owner.st_uid == 0 or owner.st_mode & 0o022:
+            return None
+        above = (os.path.dirname(self.base), os.path.join(self.base, os.pardir))
+        for path in (*above, self.base, os.path.join(self.base, "profiles"), self.path):
+            with contextlib.suppress(FileNotFoundError):  # it is still to be made
+                status = os.stat(path or os.curdir)
+                if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
+                    return None
+        return owner
+
+    def settle(self, descriptor: int, mode: int) -> os.stat_result:
+        """Give what was just made its mode, and what root made its owner; return its status."""
+        heir, status = self.heir(), os.fstat(descriptor)
+        if heir is None and stat.S_IMODE(status.st_mode) == mode:
+            return status
+        with contextlib.suppress(OSError, AttributeError):  # not every system can
+            os.fchmod(descriptor, mode)  # the umask may have taken our own rights away
+            if heir is not None:
+                os.fchown(descriptor, heir.st_uid, heir.st_gid)
+        return os.fstat(descriptor)
 
 
-def _heir(place: int, directory: str, base: str) -> Optional[os.stat_result]:
-    """Return the status of the open directory *place* if its owner gets what root makes there.
-
-    None: it stays root's.  So it does where others may write, there or from above *base* on: a
-    directory that anybody could have placed is given no secret.
-    """
-    owner = os.fstat(place)
-    if owner.st_uid == 0 or owner.st_mode & 0o022:
-        return None
-    above = (os.path.dirname(base), os.path.join(base, os.pardir))
-    for path in (*above, base, os.path.join(base, "profiles"), directory):
-        with contextlib.suppress(FileNotFoundError):  # it is still to be made
-            status = os.stat(path or os.curdir)
-            if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
-                return None
-    return owner
-
-
-def _settle(descriptor: int, mode: int, heir: Optional[os.stat_result]) -> os.stat_result:
-    """Give what was just made its mode, and what root made its owner; return its status."""
-    status = os.fstat(descriptor)
-    if heir is None and stat.S_IMODE(status.st_mode) == mode:
-        return status
-    with contextlib.suppress(OSError, AttributeError):  # not every system can
-        os.fchmod(descriptor, mode)  # the umask may have taken our own rights away
-        if heir is not None:
-            os.fchown(descriptor, heir.st_uid, heir.st_gid)
-    return os.fstat(descriptor)
-
-
-def _open_own_directory(path: str) -> int:
+def _open_own_directory(place: _Place, entry: str) -> int:
     """Open a directory that was just made, also if the umask took our right to read it."""
     try:
-        return os.open(path, _DIRECTORY_FLAGS)
+        return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
     except PermissionError:
         if not hasattr(os, "O_PATH"):  # macOS, PyPy
-            os.chmod(path, 0o700, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
-            return os.open(path, _DIRECTORY_FLAGS)
-        descriptor = os.open(path, _DIRECTORY_FLAGS | os.O_PATH)
+            is_followed = os.chmod not in os.supports_follow_symlinks
+            os.chmod(entry, 0o700, dir_fd=place.held, follow_symlinks=is_followed)
+            return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
+        descriptor = os.open(entry, _DIRECTORY_FLAGS | os.O_PATH, dir_fd=place.held)
     try:
         if os.fstat(descriptor).st_uid == _user():
             os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # a path could be swapped for a link
     finally:
         os.close(descriptor)
-    return os.open(path, _DIRECTORY_FLAGS)
+    return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
 
 
-def _settle_directory(path: str, base: str) -> None:
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        descriptor = _open_own_directory(path)
-        stack.callback(os.close, descriptor)
-        made, heir = os.fstat(descriptor), None
-        if made.st_uid != _user() or os.listdir(descriptor):
-            return
-        if _user() == 0:
-            place = os.open(os.pardir, os.O_RDONLY, dir_fd=descriptor)
-            stack.callback(os.close, place)
-            name = os.path.basename(path)
-            if os.path.samestat(made, os.stat(name, dir_fd=place, follow_symlinks=False)):
-                heir = _heir(place, os.path.dirname(path), base)
-        _settle(descriptor, 0o700, heir)
+def _settle_directory(place: _Place, entry: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = _open_own_directory(place, entry)
+        try:
+            if os.fstat(descriptor).st_uid == _user() and not os.listdir(descriptor):
+                place.settle(descriptor, 0o700)
+        finally:
+            os.close(descriptor)
 
 
 def _temporary_name(name: str) -> str:
@@ -867,21 +858,20 @@ def _make_one_directory(path: str, base: str) -> None:
     """Make a directory that has its mode and owner from the moment at which it has its name."""
     _refuse_to_replace(path)
     above, name = os.path.split(path)
-    temporary = _temporary_name("new")
-    with _Place(above) as place:
-        made = place.entry(temporary)
+    with _Place(above, base) as place:
+        made, wanted = place.entry(_temporary_name("new")), place.entry(name)
         try:
-            os.mkdir(made, 0o700, **place.at)
-            _settle_directory(os.path.join(above, temporary), base)
+            os.mkdir(made, 0o700, dir_fd=place.held)
+            _settle_directory(place, made)
             _refuse_to_replace(path)  # rename would, if it is empty
-            _patiently(os.rename, made, place.entry(name), **place.both)
+            _patiently(os.rename, made, wanted, src_dir_fd=place.held, dst_dir_fd=place.held)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                os.rmdir(made, **place.at)
+                os.rmdir(made, dir_fd=place.held)
             if not isinstance(error, OSError):
                 raise
-            os.mkdir(place.entry(name), 0o700, **place.at)  # some file systems rename none
-            _settle_directory(path, base)
+            os.mkdir(wanted, 0o700, dir_fd=place.held)  # some file systems rename none
+            _settle_directory(place, wanted)
 
 
 def _make_directory(path: str, base: str, tries: int = 9) -> None:
@@ -985,13 +975,12 @@ def _sweep(path: str, now: float) -> None:
 def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     """Put a new file in the place of *path*, and return its status."""
     directory, name = os.path.split(path)
-    with _Place(directory) as place:
-        temporary = place.entry(_temporary_name(name))
+    with _Place(directory, base) as place:
+        temporary, wanted = place.entry(_temporary_name(name)), place.entry(name)
         try:
-            descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **place.at)
+            descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, dir_fd=place.held)
             try:
-                heir = _heir(place.at["dir_fd"], directory, base) if place.at else None
-                status = _settle(descriptor, 0o600, heir)
+                status = place.settle(descriptor, 0o600)
                 with contextlib.suppress(SessionError):  # by the file system's clock
                     _sweep(path, status.st_mtime)
                 while data:
@@ -999,10 +988,10 @@ def _replace(path: str, data: bytes, base: str) -> os.stat_result:
                 _sync(descriptor)
             finally:
                 os.close(descriptor)
-            _patiently(os.replace, temporary, place.entry(name), **place.both)
+            _patiently(os.replace, temporary, wanted, src_dir_fd=place.held, dst_dir_fd=place.held)
         except BaseException:  # Ctrl-C too, wherever it comes
             with contextlib.suppress(OSError):
-                _patiently(os.unlink, temporary, **place.at)
+                _patiently(os.unlink, temporary, dir_fd=place.held)
             raise
         return status
 
