@@ -1301,15 +1301,13 @@ def _find_session(
     profile: Optional[str], store: SessionStore
 ) -> Tuple[Optional[Session], Optional[str]]:
     """Return the session to use, and the profile that was looked at; None: the environment."""
-    if profile is not None or store._base_dir is not None:
-        name = store.get_current_profile() if profile is None else profile
-        return store.load(name), name
-    session = session_from_env()
+    is_explicit = profile is not None or store._base_dir is not None
+    session = None if is_explicit else session_from_env()
     if session is not None:
         return session, None
-    name = store.get_current_profile()
+    name = store.get_current_profile() if profile is None else profile
     session = store.load(name)
-    if session is not None and not os.environ.get("IMMICH_PROFILE"):
+    if session is not None and not is_explicit and not os.environ.get("IMMICH_PROFILE"):
         _refuse_half_environment(session)
     return session, name
 
