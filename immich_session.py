@@ -148,12 +148,16 @@ class ServerUnreachableError(ServerError):
 # Rules: what may be shown, and what is a profile name, a URL, a header
 
 
+def _without_query(url: str) -> str:
+    return re.split("[?#]", url)[0]
+
+
 def _public_url(url: str) -> str:
     """Return *url* without what may be secret in it: user name, password, query, fragment."""
     scheme, found, rest = url.partition("://")
     if scheme.lower() not in ("http", "https"):
         scheme, found, rest = "", "", url
-    shown = re.split("[?#]", rest)[0]
+    shown = _without_query(rest)
     if "@" in rest and shown != rest:  # nobody can tell which part is which
         shown = "***"
     elif "@" in rest:
@@ -219,16 +223,8 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     raise InvalidSessionError(problem, None, source)
 
 
-def _without_query(url: str) -> str:
-    return re.split("[?#]", url)[0]
-
-
-def _normalised_url(typed: str, source: str = "server_url", is_page: bool = False) -> str:
-    """Return the URL that a person means by *typed*: https by default, no trailing slash.
-
-    *is_page*: it may be the address of a page, whose query and fragment are dropped.
-    """
-    typed = _without_query(typed) if is_page else typed
+def _normalised_url(typed: str, source: str = "server_url") -> str:
+    """Return the URL that a person means by *typed*: https by default, no trailing slash."""
     typed = typed.strip() if "://" in typed else f"https://{typed.strip()}"
     scheme, _, rest = typed.partition("://")
     host, slash, path = rest.partition("/")
@@ -1763,7 +1759,7 @@ def _find_api(client: _Client, typed: str, is_base: bool = False, hint: str = ""
 
     *is_base*: the address was found to be one before; *hint*: what else may help if none does.
     """
-    url, status = _normalised_url(typed, is_page=True), 0
+    url, status = _normalised_url(_without_query(typed)), 0
     tried: List[str] = []
     for base in _possible_bases(client, url, is_base):
         if base in tried:
@@ -2303,7 +2299,8 @@ def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Ma
     """
     args.renewed = None
     if args.SERVER is not None:
-        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}
+        typed = args.SERVER if args.no_verify else _without_query(args.SERVER)
+        return _normalised_url(typed, "SERVER"), {}
     url = _environment_url(os.environ)
     if url is None:
         session, problem = _loaded(store, profile)
