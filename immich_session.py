@@ -39,7 +39,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 __version__ = "1.1.0"
 
@@ -945,15 +945,21 @@ def _remove(path: str) -> None:
             raise SessionError(problem) from error
 
 
-def _temporaries(path: str) -> List[str]:
-    """Return what killed processes left, or live ones are writing, for *path*."""
-    directory, name = os.path.split(path)
+def _entries(directory: str, empty: Tuple[Type[OSError], ...] = (FileNotFoundError,)) -> List[str]:
+    """Return the names in a directory; none for an error that means that it is *empty*."""
     try:
-        entries = os.listdir(directory or os.curdir)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or it shows nobody its names
+        return os.listdir(directory or os.curdir)
+    except empty:
         return []
     except OSError as error:
         raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
+
+
+def _temporaries(path: str) -> List[str]:
+    """Return what killed processes left, or live ones are writing, for *path*."""
+    directory, name = os.path.split(path)
+    # Where the names may not be read, a directory counts as empty.
+    entries = _entries(directory, (FileNotFoundError, NotADirectoryError, PermissionError))
     start = f".{name}."
     ends = (entry[len(start) :] for entry in entries if entry.startswith(start))
     found = (end for end in ends if re.fullmatch(r"[a-z0-9_]{8}\.tmp", end))
@@ -1146,20 +1152,10 @@ class SessionStore:
         _make_directory(base, base)
         _write_file(path, data, base)
 
-    def _entries(self) -> List[str]:
-        """Return, sorted, what is in profiles/, profile or not."""
-        profiles = self._path("profiles")
-        try:
-            return sorted(os.listdir(profiles))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise SessionError(_sentence(profiles, "it cannot be read", _reason(error))) from error
-
     def list_profiles(self) -> List[str]:
         """Return the profiles that have a session.json, sorted; open none of them."""
         profiles = self._path("profiles")
-        names = filter(_is_profile_name, self._entries())
+        names = sorted(filter(_is_profile_name, _entries(profiles)))
         return [name for name in names if _found(os.stat, f"{profiles}/{name}/session.json")]
 
     def save(self, session: Session, profile: Optional[str] = None) -> None:
@@ -2424,7 +2420,8 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all:
         directory = store._path("profiles")
-        profiles = [n for n in store._entries() if _found(os.listdir, os.path.join(directory, n))]
+        names = sorted(_entries(directory))
+        profiles = [n for n in names if _found(os.listdir, os.path.join(directory, n))]
     else:
         profiles = [_target_profile(args, store)]
     if not profiles:
