@@ -341,7 +341,6 @@ _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, pars
 _encoded = json.JSONEncoder(ensure_ascii=False).encode
 
 _NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
-_BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
 
 
 def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> object:
@@ -363,7 +362,7 @@ def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> ob
     except json.JSONDecodeError as error:
         problem = f"it is not JSON (line {error.lineno}, column {error.colno})"
         if error.doc.startswith("\ufeff"):
-            problem = _BOM
+            problem = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
         elif not error.doc.strip():
             problem = "it is empty"
     except ValueError:
@@ -602,8 +601,8 @@ class Session:
         if self.extra_headers:
             lines = (f"{name}: {value}" for name, value in self.extra_headers.items())
             variables["IMMICH_HEADERS"] = "\n".join(lines)
-        others = {} if environ is None else environ
-        return {**{n: v for n, v in others.items() if n not in _SESSION_VARIABLES}, **variables}
+        others = (environ or {}).items()
+        return {**{n: v for n, v in others if n not in _SESSION_VARIABLES}, **variables}
 
     def __repr__(self) -> str:
         return f"Session({_public_url(self.server_url)!r}, {self.auth!r}, {self.created_at!r})"
