@@ -320,14 +320,13 @@ def _add_headers(
     headers: Dict[str, str], text: str, member: str, path: Optional[str] = None
 ) -> None:
     """Add what the lines of a variable hold to *headers*, or those of the file *path*."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line]
-    if path is not None:  # comments; a variable has none, as "#" may begin the name of a header
-        lines = [(number, line) for number, line in lines if not line.startswith("#")]
-        if not lines:
-            raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
-    for number, line in lines:
-        _add_header(headers, line, member, path, number)
+    known = len(headers)
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        # A variable has no comments, as "#" may begin the name of a header.
+        if line and not (path is not None and line.startswith("#")):
+            _add_header(headers, line, member, path, number)
+    if path is not None and len(headers) == known:
+        raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
 
 
 # JSON: strict where the meaning could differ
