@@ -2291,7 +2291,6 @@ def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Ma
 
     Without one, a session is renewed, and says what the options do not.
     """
-    args.renewed = None
     if args.SERVER is not None:
         typed = args.SERVER if args.no_verify else _without_query(args.SERVER)
         return _normalised_url(typed, "SERVER"), {}
@@ -2394,7 +2393,7 @@ def _login(args: Any, store: SessionStore) -> int:
     return 0
 
 
-def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
+def _log_out_of(args: Any, store: SessionStore, profile: str) -> int:
     session, problem = _loaded(store, profile)
     status, outcome = 0, f'the session of profile "{profile}" is removed from this computer'
     if problem is not None:
@@ -2427,7 +2426,7 @@ def _logout(args: Any, store: SessionStore) -> int:
     statuses = [0]
     for profile in profiles:
         try:
-            statuses.append(_log_out_of(profile, store, args))
+            statuses.append(_log_out_of(args, store, profile))
         except SessionError as error:  # and go on with the others
             _say(error)
             statuses.append(1)
@@ -2646,7 +2645,7 @@ def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    args.renewed, args.no_verify = None, True  # as in a login that asks no server
+    args.no_verify = True  # as in a login that asks no server
     _store_session(args, store, profile, session)
     return 0
 
@@ -2786,7 +2785,7 @@ def _parser() -> Any:
     parser.add_argument("--version", action="store_true", help="print the version")
     directory = "the directory of the files (default: IMMICH_CONFIG_DIR, else ~/.config/immich)"
     parser.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
-    parser.set_defaults(run=None, parser=parser)
+    parser.set_defaults(run=None, parser=parser, renewed=None)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")
