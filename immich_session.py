@@ -257,8 +257,8 @@ def _is_same_server(old: str, new: str) -> bool:
 def _is_same_api(one: str, other: str) -> bool:
     """Tell whether two API bases have the same host, port (80 is 443 here) and path."""
     is_same_server = _is_same_server(one, other) or _is_same_server(other, one)
-    paths = {re.sub("^[^/]*//[^/]*", "", url).rstrip("/") for url in (one, other)}
-    return is_same_server and len(paths) == 1
+    paths = [url.rstrip("/").split("/", 3)[3:] for url in (one, other)]
+    return is_same_server and paths[0] == paths[1]
 
 
 def _check_secret(secret: str, member: str, path: Optional[str] = None) -> None:
@@ -939,8 +939,7 @@ def _remove(path: str) -> None:
     except OSError as error:
         # A read-only file system refuses before it looks whether the file exists.
         if _found(os.lstat, path):
-            problem = _sentence(path, "it cannot be removed", _reason(error))
-            raise SessionError(problem) from error
+            raise SessionError(_sentence(path, "it cannot be removed", _reason(error))) from error
 
 
 def _entries(directory: str, empty: Tuple[Type[OSError], ...] = (FileNotFoundError,)) -> List[str]:
@@ -1261,7 +1260,7 @@ def session_from_env(environ: Optional[Mapping[str, str]] = None) -> Optional[Se
     environ = os.environ if environ is None else environ
     url = _environment_url(environ)
     # Without a URL the secret is not looked at: it must not travel to another source's server.
-    if url is None or not any(name in environ for name in _SECRET_VARIABLES):
+    if url is None or _variable(environ, _SECRET_VARIABLES) is None:
         return None
     text, path, variable = _from_variables(environ, _SECRET_VARIABLES)
     secret = _given_secret(text, variable, path)
