@@ -1501,9 +1501,9 @@ def _why_unreachable(error: Any, redact: Callable[[str], str]) -> str:
     return f"the request failed ({type(error).__name__})"
 
 
-def _fetch(request: Any, timeout: float, sockets: List[Any], late: Any) -> Tuple[int, Any, bytes]:
+def _fetch(opener: Any, request: Any, timeout: float) -> Tuple[int, Any, bytes]:
     """Return status, header fields and body of an answer that came whole."""
-    with _opener(sockets, late).open(request, timeout=timeout) as response:
+    with opener.open(request, timeout=timeout) as response:
         body = response.read(_FILE_LIMIT + 1)
         length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
         if length and len(body) < min(int(length[0]), _FILE_LIMIT):
@@ -1592,7 +1592,7 @@ class _Client:
 
         def work() -> None:
             try:
-                arrived.append(_fetch(request, self.timeout, sockets, late))
+                arrived.append(_fetch(_opener(sockets, late), request, self.timeout))
             except Exception as error:  # noqa: BLE001 - handed over to the thread that waits
                 # Words, as the exception would keep the connection that it comes from.
                 arrived.append(_why_unreachable(error, self.redact))
