@@ -109,7 +109,7 @@ class InvalidSessionError(SessionError, ValueError):
     def __init__(
         self, problem: str, path: Optional[str] = None, member: Optional[str] = None
     ) -> None:
-        # A file has members; but a variable, whose name is in capitals, may name a file.
+        # A file has members; but a variable or -H, which are in capitals, may name a file.
         where = (member, path) if member and member.isupper() else (path, member)
         super().__init__(_sentence(*where, problem))
         self.problem, self.path, self.member = problem, path, member
