@@ -6503,7 +6503,7 @@ def test_import_stores_the_session_of_the_official_cli(cli: Cli, text: str, key:
 MISSING = "expected url and key, or instanceUrl and apiKey"
 NO_VALUES = [f"# {KEY}", f"|\n  {KEY}", f">-\n  {KEY}", f"&anchor {KEY}", f"*{KEY}", f"!!str {KEY}"]
 NO_VALUES += [f"[{KEY}]", f"{KEY}: x", f"{KEY}:", f"'{KEY}", f'"{KEY}\\q"', f"'{KEY}' {KEY}", "~"]
-NO_VALUES += ["null", "Null", "NULL", ""]
+NO_VALUES += ["null", "Null", "NULL", "null  # here", ""]
 NO_LINES = [KEY, f"auth:\n  url: {URL}\n  key: {KEY}\n", f"- url: {URL}\n- key: {KEY}\n"]
 NO_LINES += [f"{{url: {URL}, key: {KEY}}}", f'{{"url": "{URL}", "key": "{KEY}"}}']
 NO_AUTH_YMLS = {  # what is told, and of what
