@@ -1733,9 +1733,18 @@ def test_what_root_makes_belongs_to_the_owner_of_its_directory(
 
 @root_only
 def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) -> None:
+    os.chown(config.parent, 0, -1)
     for owner in (0, 12345, 65534):
         os.chown(config / "profiles" / "work" / "session.json", owner, owner)
         assert not root_keeps(config, config)
+
+
+@root_only
+def test_a_directory_of_root_gives_away_not_even_a_group(config: Path) -> None:
+    for path in (config.parent, *config.parent.rglob("*")):
+        os.chown(path, 0, 12345)
+    assert root_keeps(config, config)
+    assert (config / "profiles" / "work" / "session.json").stat().st_gid == 0
 
 
 @root_only
@@ -1744,6 +1753,7 @@ def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) 
     [
         *(("", 0o1777, 0), ("", 0o775, 65534), ("", 0o755, 12345)),
         *(("immich/profiles/work", bits, 65534) for bits in (0o770, 0o702)),
+        ("immich/profiles", 0o770, 65534),
         ("..", 0o1777, 65534),  # where the link is that leads there
     ],
 )
@@ -6503,7 +6513,7 @@ def test_import_stores_the_session_of_the_official_cli(cli: Cli, text: str, key:
 MISSING = "expected url and key, or instanceUrl and apiKey"
 NO_VALUES = [f"# {KEY}", f"|\n  {KEY}", f">-\n  {KEY}", f"&anchor {KEY}", f"*{KEY}", f"!!str {KEY}"]
 NO_VALUES += [f"[{KEY}]", f"{KEY}: x", f"{KEY}:", f"'{KEY}", f'"{KEY}\\q"', f"'{KEY}' {KEY}", "~"]
-NO_VALUES += ["null", "Null", "NULL", ""]
+NO_VALUES += ["null", "Null", "NULL", "null  # here", ""]
 NO_LINES = [KEY, f"auth:\n  url: {URL}\n  key: {KEY}\n", f"- url: {URL}\n- key: {KEY}\n"]
 NO_LINES += [f"{{url: {URL}, key: {KEY}}}", f'{{"url": "{URL}", "key": "{KEY}"}}']
 NO_AUTH_YMLS = {  # what is told, and of what
