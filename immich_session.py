@@ -223,24 +223,40 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     raise InvalidSessionError(problem, None, source)
 
 
+def _ascii_host(host: str, source: str) -> str:
+    """Return a host, with its port, by its ASCII name (RFC 3490).
+
+    Refuse what browsers, which follow UTS #46, take for another name ("ß" is "ss" in RFC 3490).
+    """
+    import unicodedata
+    import urllib.parse
+
+    name, colon, port = host.lower().partition(":")
+    with contextlib.suppress(ValueError):
+        urllib.parse.urlsplit(f"//{name}")  # refuses what would become a slash
+        encoded = name.encode("idna")
+        if encoded.decode("idna") == unicodedata.normalize("NFKC", name):
+            return encoded.decode("ascii") + colon + port
+    raise InvalidSessionError('write the name of its host in ASCII ("xn--...")', None, source)
+
+
 def _normalised_url(typed: str, source: str = "server_url") -> str:
     """Return the URL that a person means by *typed*: https by default, no trailing slash."""
     typed = typed.strip() if "://" in typed else f"https://{typed.strip()}"
     scheme, _, rest = typed.partition("://")
     host, slash, path = rest.partition("/")
-    if not host.isascii():
-        import urllib.parse
-
-        with contextlib.suppress(ValueError):  # stays as it is, and is refused below
-            urllib.parse.urlsplit(f"//{host}")  # refuses what IDNA would turn into a slash
-            host = host.encode("idna").decode("ascii")
+    host = host if host.isascii() else _ascii_host(host, source)
     url = f"{scheme.lower()}://{host}{slash}{path}".rstrip("/")
     _checked_url(url, source)
     return url
 
 
+def _ends_in_api(url: str) -> bool:
+    return (_checked_url(url)["path"] or "").endswith("/api")
+
+
 def _with_api(url: str) -> str:
-    return url if url.endswith("/api") else url + "/api"
+    return url if _ends_in_api(url) else url + "/api"
 
 
 def _is_same_server(old: str, new: str) -> bool:
@@ -280,13 +296,17 @@ def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
     return secret
 
 
+def _header_member(name: str) -> str:
+    """Return what names a header in an error; a name that is not allowed may hold its value."""
+    return f"headers.{name}" if re.fullmatch(_FIELD_NAME, name) else "headers"
+
+
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
-        problem, member = None, f"headers.{name}"
-        if not re.fullmatch(_FIELD_NAME, name):
+        problem, member = None, _header_member(name)
+        if member == "headers":
             problem = "a name has characters that HTTP does not allow"
-            member = "headers"  # without its colon, the name holds the value
         elif not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
         elif re.fullmatch(_RESERVED, f"{name}: {value}", re.IGNORECASE):
@@ -515,7 +535,7 @@ class Session:
             _string(top.get("server_url"), "server_url"),
             Jwt(*values) if method == "jwt" else ApiKey(*values),
             _string(top.get("created_at"), "created_at"),
-            {name: _string(headers[name], f"headers.{name}") for name in headers},
+            {name: _string(headers[name], _header_member(name)) for name in headers},
         )
 
     def to_json(self) -> str:
@@ -912,7 +932,7 @@ def _link_target(path: str) -> str:
     A link of anybody else's is itself that file, and so is a link to what is no regular file.
     """
     target = path
-    for _ in range(40):  # Linux follows as many
+    for _ in range(41):  # Linux follows 40
         try:
             kind = os.lstat(target).st_mode
             if not stat.S_ISLNK(kind):
@@ -1230,7 +1250,7 @@ def _from_variables(
     """Return what the one of these variables that is set holds: text, file, and its name."""
     filled = _filled(environ, names)
     if len(filled) > 1:
-        problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
+        problem = f"set only one of {', '.join(filled)}"
         raise InvalidSessionError(problem, None, filled[0])
     name = _variable(environ, names) or ""
     text = environ.get(name, "")
@@ -1317,7 +1337,9 @@ def _require_session(
     where = store._path("profiles", profile)
     remedies = [remedy(session, profile, store) for remedy in _REMEDIES]
     if store._base_dir is None and not is_named:
-        remedies.append("set IMMICH_INSTANCE_URL and IMMICH_API_KEY")
+        sources = (_URL_VARIABLES, _SECRET_VARIABLES)
+        missing = [names[0] for names in sources if not _filled(os.environ, names)]
+        remedies.append(f"set {' and '.join(missing)}")
     remedy = f": {', or '.join(remedies)}" if remedies else ""
     text = f'profile "{profile}" {problem} ({where}){remedy}'
     raise NotLoggedInError(_printable(text), profile)
@@ -1727,7 +1749,7 @@ class _Client:
 
 def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
     """Yield what may be the API base of a server, in the order in which it is looked for."""
-    if is_base or url.endswith("/api"):
+    if is_base or _ends_in_api(url):
         yield url
     origin = _checked_url(url)["origin"]
     for _ in range(6):
