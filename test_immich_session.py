@@ -47,6 +47,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import (
     IO,
     Any,
@@ -595,35 +596,27 @@ def test_a_token_makes_room_for_the_authorization_of_a_proxy(name: str) -> None:
                 cannot_be_sent(with_headers({name: value}, session), f"headers.{name}")
 
 
-UNSENDABLE = [
-    *(
-        ({name: HEADER}, f"headers.{name}")
-        for change in (str.lower, str.upper, str.title)
-        for name in map(change, RESERVED)
-    ),
-    *(({name: HEADER}, "headers") for name in NO_FIELD_NAMES),
-    *(({"X-Pass": v.replace("a", HEADER)}, "headers.X-Pass") for v in NO_FIELD_VALUES),
-    ({"X-Pass": HEADER, "x-pass": "b"}, "headers"),
-]
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_reserved_header_is_refused_in_any_case(name: str) -> None:
+    for spelled in (name.lower(), name.upper(), name.title()):
+        cannot_be_sent(with_headers({spelled: HEADER}), f"headers.{spelled}")
 
 
-@pytest.mark.parametrize("headers, member", UNSENDABLE, ids=range(len(UNSENDABLE)))
-def test_a_header_that_is_reserved_or_cannot_travel(headers: Any, member: str) -> None:
-    cannot_be_sent(with_headers(headers), member)
-
-
-def test_any_other_header_is_for_a_person_to_set() -> None:
+def test_a_header_that_cannot_travel_is_refused_and_any_other_is_sent() -> None:
+    for name in NO_FIELD_NAMES:
+        cannot_be_sent(with_headers({name: HEADER}), "headers")
+    for value in NO_FIELD_VALUES:
+        cannot_be_sent(with_headers({"X-Pass": value.replace("a", HEADER)}), "headers.X-Pass")
+    cannot_be_sent(with_headers({"X-Pass": HEADER, "x-pass": "b"}), "headers")
     spaced = "a b !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
     for headers in (*({name: HEADER} for name in FREE), {"X-Pass": spaced}):
         assert with_headers(headers).headers() == {**headers, "x-api-key": KEY}
 
 
-@pytest.mark.parametrize(
-    "junk", ["", " ", " a", "\n", "\r\nX: 1", "\t", "\0", "\x7f", "é", "ключ", "\ud800"], ids=ascii
-)
-def test_a_secret_that_could_not_travel_is_refused(junk: str) -> None:
-    cannot_be_sent(with_auth(ApiKey(junk and KEY + junk)), "auth.api_key.key")
-    cannot_be_sent(with_auth(Jwt(junk and TOKEN + junk, "", "")), "auth.jwt.access_token")
+def test_a_secret_that_could_not_travel_is_refused() -> None:
+    for junk in ("", " ", " a", "\n", "\r\nX: 1", "\t", "\0", "\x7f", "é", "ключ", "\ud800"):
+        cannot_be_sent(with_auth(ApiKey(junk and KEY + junk)), "auth.api_key.key")
+        cannot_be_sent(with_auth(Jwt(junk and TOKEN + junk, "", "")), "auth.jwt.access_token")
 
 
 @settings(deadline=None)
@@ -738,8 +731,6 @@ def test_the_text_is_byte_for_byte_the_one_of_the_ocaml_cli(session: Session, te
 def test_the_ocaml_cli_may_escape_its_own_way_and_names_may_be_empty_or_null() -> None:
     escapes = "".join(f"\\u{ord(c):04X}" if c not in "\t\n\r" else repr(c)[1:-1] for c in CONTROLS)
     assert Session.from_json(key_file(escapes)) == key_session(CONTROLS)
-    for name in (CONTROLS, ""):
-        assert Session.from_json(key_session(name).to_json()) == key_session(name)
     assert '"name": ""' in key_session("").to_json()
     assert Session.from_json(document(SESSION, "auth.api_key.name", None)).auth == ApiKey(KEY)
 
@@ -757,35 +748,24 @@ def test_the_ocaml_cli_may_escape_its_own_way_and_names_may_be_empty_or_null() -
         ('"created', '"headers":{},"created'),
         ('"created', '"headers":{"a":"b"},"headers":{},"created'),
     ],
-    ids=ascii,
 )
 def test_what_changes_no_meaning_is_skipped(old: str, new: str) -> None:
     assert Session.from_json(edited(old, new)) == OCAML
 
 
 def test_the_order_of_members_does_not_matter() -> None:
-    assert (
-        Session.from_json(
-            f'{{"created_at":"{STAMP}","auth":{{"jwt":{{"email":"a@b.c","user_id":"u-1","access_token":'
-            '"tok.en.sig"},"type":"jwt"},"server_url":"https://immich.example.com"}'
-        )
-        == OCAML
-    )
+    assert Session.from_json(json.dumps(json.loads(COMPACT), sort_keys=True)) == OCAML
 
 
-@pytest.mark.parametrize(
-    ("escaped", "value"),
-    [
+def test_any_string_is_accepted_as_a_value() -> None:
+    for escaped, value in (
         ("\\u00e9\\u6F22\\ud83d\\uDE00", "é漢\U0001f600"),
         ('\\"\\\\\\/\\b\\f\\n\\r\\t', '"\\/\b\f\n\r\t'),
         ("\\u0000\\u0001\\u007f", "\0\x01\x7f"),
         *((plain, plain) for plain in ("\x7f\u2028\uffff", "", "no address")),
-    ],
-    ids=ascii,
-)
-def test_any_string_is_accepted_as_a_value(escaped: str, value: str) -> None:
-    session = Session.from_json(edited("a@b.c", escaped))
-    assert session.auth == Jwt("tok.en.sig", "u-1", value)
+    ):
+        session = Session.from_json(edited("a@b.c", escaped))
+        assert session.auth == Jwt("tok.en.sig", "u-1", value)
 
 
 NO_JSON: List[Payload] = [
@@ -825,45 +805,32 @@ def test_what_is_no_json_object_in_utf_8_is_refused(text: Payload, told: str) ->
         assert unreadable(text.encode()) == unreadable(text)
 
 
-@pytest.mark.parametrize(
-    "lone", ["\\ud83d", "\\ude00", "\\ud83d\\u0041", "\\ud83d\\ud83d\\ude00", "\\ude00\\ud83d"]
-)
-def test_an_unpaired_surrogate_is_refused_wherever_it_is(lone: str) -> None:
-    for surrogate in (lone, lone.encode().decode("unicode-escape")):
-        assert "surrogate" in unreadable(edited("a@b.c", surrogate))
-        assert "surrogate" in unreadable(with_member(f'"{surrogate}":1'))
+def test_an_unpaired_surrogate_is_refused_wherever_it_is() -> None:
+    for lone in ("\\ud83d", "\\ude00", "\\ud83d\\u0041", "\\ud83d\\ud83d\\ude00", "\\ude00\\ud83d"):
+        for surrogate in (lone, lone.encode().decode("unicode-escape")):
+            assert "surrogate" in unreadable(edited("a@b.c", surrogate))
+            assert "surrogate" in unreadable(with_member(f'"{surrogate}":1'))
 
 
-@pytest.mark.parametrize("wrong", [(), (None,), (5,), (True,), ([KEY],)], ids=ascii)
-@pytest.mark.parametrize(
-    ("session", "path"),
-    [
-        *((SESSION, path) for path in ("server_url", "created_at", "auth", "auth.type")),
-        *((SESSION, path) for path in ("auth.api_key", "auth.api_key.key")),
-        *((LOGIN, f"auth.jwt{path}") for path in ("", ".access_token", ".user_id", ".email")),
-    ],
-)
-def test_a_missing_or_mistyped_member_is_named(session: Session, path: str, wrong: Any) -> None:
-    kind = "an object" if path in ("auth", "auth.api_key", "auth.jwt") else "a string"
-    assert unreadable(document(session, path, *wrong), path) == f"expected {kind}"
+STRINGS = ["server_url", "created_at", "auth.type", "auth.api_key.key", "auth.jwt.user_id"]
+STRINGS += ["auth.jwt.access_token", "auth.jwt.email", "headers.CF-Access-Client-Secret"]
+OBJECTS = ["auth", "auth.api_key", "auth.jwt", "headers"]
+METHODS = ["oauth", "JWT", "apikey", "api-key", "", " api_key", "jwt\0"]
+MISTYPED: List[Tuple[str, List[Any], str]] = [
+    ("a string", [None, 5, True, [KEY], {"a": KEY}], path) for path in STRINGS
+]
+MISTYPED += [("an object", [None, 5, KEY, [KEY], [["a", "b"]]], path) for path in OBJECTS]
+MISTYPED += [("a string", [5, True, [KEY], {"a": KEY}], "auth.api_key.name")]
+MISTYPED += [('"api_key" or "jwt"', METHODS, "auth.type")]
 
 
-@pytest.mark.parametrize(
-    ("path", "wrong"),
-    [
-        *(("auth.api_key.name", wrong) for wrong in (5, True, [KEY], {"a": KEY})),
-        *(("headers", wrong) for wrong in (None, 5, HEADER, [HEADER], [["a", "b"]])),
-        *((f"headers.{name}", x) for name in CANARIES for x in (None, 5, [HEADER], {"a": HEADER})),
-        *((path, KEY) for path in ("auth", "auth.api_key")),
-        *((path, {"a": KEY}) for path in ("server_url", "auth.type", "created_at")),
-        ("auth.api_key.key", {"a": KEY}),
-        *(("auth.type", name) for name in ("oauth", "JWT", "apikey", "api-key", "", " api_key")),
-        ("auth.type", "jwt\0"),
-    ],
-    ids=ascii,
-)
-def test_a_member_of_the_wrong_kind_is_named_and_its_value_is_not(path: str, wrong: object) -> None:
-    assert unreadable(document(with_headers(CANARIES), path, wrong), path).startswith("expected ")
+@pytest.mark.parametrize("kind, wrongs, path", MISTYPED)
+def test_a_missing_or_mistyped_member_is_named(kind: str, wrongs: List[Any], path: str) -> None:
+    session = with_headers(CANARIES, LOGIN if "jwt" in path else SESSION)
+    for wrong in wrongs:
+        assert unreadable(document(session, path, wrong), path) == f"expected {kind}"
+    if None in wrongs and "headers" not in path:
+        assert unreadable(document(session, path), path) == f"expected {kind}"
 
 
 def test_the_member_of_the_other_method_is_no_substitute() -> None:
@@ -897,17 +864,6 @@ def test_every_session_survives_being_written_pickled_and_copied(session: Sessio
     pickled = [pickle.dumps(session, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for again in (*map(pickle.loads, pickled), copy.copy(session), copy.deepcopy(session)):
         assert (again, hash(again), again.to_json()) == (session, hash(session), text)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text(st.characters() | st.just("\ud800"), max_size=4), st.booleans())
-def test_a_session_is_written_exactly_when_it_can_be_read_again(name: str, as_bytes: bool) -> None:
-    try:
-        text = key_session(name).to_json()
-    except InvalidSessionError:
-        assert re.search("[\ud800-\udfff]", name)
-    else:
-        assert Session.from_json(text.encode() if as_bytes else text) == key_session(name)
 
 
 @settings(deadline=None, max_examples=200)
@@ -995,12 +951,10 @@ def test_what_is_no_jwt_or_does_not_tell_its_time_is_expired(token: str, clock: 
     assert token_session(token).expires_at() is None
 
 
-@pytest.mark.parametrize(
-    "body", [BODY, "eyJleHAiOjk5OTk5OTk5OTkgfR"]
-)  # its last bits are left over
-@pytest.mark.parametrize("ends", [(HEAD, ""), *((x, x) for x in ("AA", "AAA", "AAAA"))], ids=str)
-def test_a_jwt_is_cut_as_base64_allows(body: str, ends: Tuple[str, str], clock: None) -> None:
-    assert is_jwt_expired(f"{ends[0]}.{body}.{ends[1]}") is False
+def test_a_jwt_is_cut_as_base64_allows(clock: None) -> None:
+    for body in (BODY, "eyJleHAiOjk5OTk5OTk5OTkgfR"):  # whose last bits are left over
+        for ends in ((HEAD, ""), ("AA", "AA"), ("AAA", "AAA"), ("AAAA", "AAAA")):
+            assert is_jwt_expired(f"{ends[0]}.{body}.{ends[1]}") is False
 
 
 @pytest.mark.parametrize(
@@ -1104,34 +1058,22 @@ def test_a_session_holds_what_it_was_given_and_its_own_copy_of_the_extra_headers
     sessions = [session, Session(URL, ApiKey(KEY), "", headers)]
     headers.clear()
     assert [session.extra_headers for session in sessions] == [CANARIES, CANARIES]
-    for again in (pickle.loads(pickle.dumps(session)), copy.deepcopy(session)):
-        assert again.extra_headers == CANARIES
-        assert again.extra_headers is not session.extra_headers
+    assert copy.deepcopy(session).extra_headers is not session.extra_headers
     one, other = Session.create(URL, ApiKey(KEY)), Session.create(URL, ApiKey(KEY))
     assert one.extra_headers == other.extra_headers == {}
     assert one.extra_headers is not other.extra_headers
 
 
 def test_extra_headers_may_be_any_mapping() -> None:
-    class Lines(Mapping):  # type: ignore[type-arg]
-        def __getitem__(self, name: str) -> str:
-            return CANARIES[name]
-
-        def __iter__(self) -> Iterator[str]:
-            return iter(CANARIES)
-
-        def __len__(self) -> int:
-            return len(CANARIES)
-
-    assert Session(URL, ApiKey(KEY), "", Lines()) == Session(URL, ApiKey(KEY), "", CANARIES)
-    assert Session(URL, ApiKey(KEY), "", Lines()).to_json()
+    session = Session(URL, ApiKey(KEY), "", MappingProxyType(CANARIES))
+    assert session == Session(URL, ApiKey(KEY), "", CANARIES) and session.to_json()
 
 
-@pytest.mark.parametrize("value", [SESSION, LOGIN, SESSION.auth, LOGIN.auth], ids=repr)
-def test_values_cannot_be_changed(value: Any) -> None:
-    for name in vars(value):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, name, "other")
+def test_values_cannot_be_changed() -> None:
+    for value in (SESSION, SESSION.auth, LOGIN.auth):
+        for name in vars(value):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, name, "other")
 
 
 def test_values_are_equal_when_all_their_fields_are_and_hashable_without_extra_headers() -> None:
@@ -1148,14 +1090,9 @@ def test_values_are_equal_when_all_their_fields_are_and_hashable_without_extra_h
 
 
 def test_the_secret_is_the_key_or_the_token_and_asdict_gives_it_too() -> None:
-    assert (SESSION.secret, LOGIN.secret) == (KEY, TOKEN)
-    assert Session("", ApiKey(""), "").secret == ""
-    assert dataclasses.asdict(SESSION) == {
-        "server_url": URL,
-        "auth": {"key": KEY, "name": "cli"},
-        "created_at": SESSION.created_at,
-        "extra_headers": {},
-    }
+    assert (SESSION.secret, LOGIN.secret, Session("", ApiKey(""), "").secret) == (KEY, TOKEN, "")
+    assert list(dataclasses.asdict(SESSION)) == list(vars(SESSION))
+    assert dataclasses.asdict(SESSION)["auth"] == {"key": KEY, "name": "cli"}
 
 
 HEADERS_OF_ALL_SORTS = {"#A": "#b", "Authorization": "Basic YTpi", "X-Pass": f"{HEADER}: = '#"}
