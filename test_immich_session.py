@@ -605,6 +605,8 @@ def test_a_reserved_header_is_refused_in_any_case(name: str) -> None:
 def test_a_header_that_cannot_travel_is_refused_and_any_other_is_sent() -> None:
     for name in NO_FIELD_NAMES:
         cannot_be_sent(with_headers({name: HEADER}), "headers")
+        text = document(with_headers(CANARIES), "headers", {name: 1})  # a value may be in a name
+        assert invalid(None, "headers", Session.from_json, text) == "expected a string"
     for value in NO_FIELD_VALUES:
         cannot_be_sent(with_headers({"X-Pass": value.replace("a", HEADER)}), "headers.X-Pass")
     cannot_be_sent(with_headers({"X-Pass": HEADER, "x-pass": "b"}), "headers")
@@ -1590,9 +1592,18 @@ def test_what_root_makes_belongs_to_the_owner_of_its_directory(
 
 @root_only
 def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) -> None:
+    os.chown(config.parent, 0, -1)
     for owner in (0, 12345, 65534):
         os.chown(config / "profiles" / "work" / "session.json", owner, owner)
         assert not root_keeps(config, config)
+
+
+@root_only
+def test_a_directory_of_root_gives_away_not_even_a_group(config: Path) -> None:
+    for path in (config.parent, *config.parent.rglob("*")):
+        os.chown(path, 0, 12345)
+    assert root_keeps(config, config)
+    assert (config / "profiles" / "work" / "session.json").stat().st_gid == 0
 
 
 @root_only
@@ -1601,6 +1612,7 @@ def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) 
     [
         *(("", 0o1777, 0), ("", 0o775, 65534), ("", 0o755, 12345)),
         *(("immich/profiles/work", bits, 65534) for bits in (0o770, 0o702)),
+        ("immich/profiles", 0o770, 65534),
         ("..", 0o1777, 65534),  # where the link is that leads there
     ],
 )
@@ -2060,6 +2072,19 @@ def test_a_link_stays_and_its_target_is_replaced(hops: int, there: bool, store: 
     store.set_current_profile("work")
     assert store.config_json.is_symlink()
     assert json.loads(target.read_text()) == {"theme": "dark", "current_profile": "work"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux, which follows 40")
+@pytest.mark.parametrize("hops", [39, 40, 41, 50])
+def test_as_many_links_are_followed_as_the_system_follows(hops: int, store: Place) -> None:
+    target = put(store.top / "0", SESSION.to_json())
+    for hop in range(1, hops):
+        link(store.top / str(hop), str(hop - 1))
+    link(store.file, store.top / str(hops - 1))
+    is_followed = os.path.exists(store.file)
+    store.save(OTHER, "work")
+    assert store.load("work") == OTHER and store.file.is_symlink() is is_followed
+    assert target.read_text() == (OTHER if is_followed else SESSION).to_json()
 
 
 def test_a_link_into_a_missing_directory_is_told_with_its_end(store: Place) -> None:
@@ -2910,6 +2935,9 @@ def test_the_url_in_the_environment_is_normalised() -> None:
         ("https://example.com/myapi", "https://example.com/myapi/api"),
         ("Bücher.example:8080/x", "https://xn--bcher-kva.example:8080/x/api"),
         ("http://Bücher.example/a://b", "http://xn--bcher-kva.example/a://b/api"),
+        ("https://a.müLLER:2283/", "https://a.xn--mller-kva:2283/api"),
+        ("\u4f8b\u3048.\u30c6\u30b9\u30c8:8443", "https://xn--r8jz45g.xn--zckzah:8443/api"),
+        *((f"{x}api{y}", f"https://api{y}/api") for x in ("", "https://") for y in ("", ":2283")),
     ):
         session = from_env(IMMICH_SERVER=typed, IMMICH_API_KEY=KEY)
         assert session and session.server_url == url
@@ -2944,9 +2972,18 @@ def test_a_url_that_is_none_is_an_error_of_its_variable() -> None:
         f"https://{TOKEN}\uff0f.example.com",  # which IDNA turns into a slash
         f"https://{TOKEN}\u2100.example.com",  # a/c
         f"https://{TOKEN}\uff1a80",
+        "http://photos.example.com:\uff12",
+        f"https://u:ü{TOKEN}@photos.example.com",
     ):
         for variable in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER"):
             invalid(None, variable, session_from_env, {variable: url, "IMMICH_API_KEY": KEY})
+
+
+def test_a_host_that_browsers_call_by_another_name_is_refused() -> None:
+    for host in ("straße.de", "STRAẞE.de", "\u03c3\u03c2.gr", "a\u200db.\u0915\u094d\u200d"):
+        for port in ("", ":2283"):
+            with_key = {"IMMICH_SERVER": f"https://{host}{port}", "IMMICH_API_KEY": KEY}
+            assert "in ASCII" in invalid(None, "IMMICH_SERVER", session_from_env, with_key)
 
 
 UNSAFE = [" K", "\nK", "\0", "\x7f", "ü", "\u200b", "\x1b[31m", "\tK"]
@@ -3195,6 +3232,14 @@ HALVES = [  # what the environment says, what is stored, and what is missing whe
 ]
 
 
+def test_who_is_not_logged_in_is_told_what_half_an_environment_lacks(monkeypatch: Patch) -> None:
+    for variable in (*SECRET_VARIABLES, "IMMICH_INSTANCE_URL", "IMMICH_SERVER"):
+        missing = "IMMICH_INSTANCE_URL" if variable in SECRET_VARIABLES else "IMMICH_API_KEY"
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "x")
+            assert str(error_of(NotLoggedInError, "", get_session)).endswith(f" set {missing}")
+
+
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_half_an_environment_is_never_used(half: Any, store: Place, monkeypatch: Patch) -> None:
     environ, stored, missing = half
@@ -3212,12 +3257,6 @@ def test_half_an_environment_is_never_used(half: Any, store: Place, monkeypatch:
     assert get_session("default") == get_session(store=SessionStore(store.base)) == session
     monkeypatch.setenv("IMMICH_PROFILE", "default")
     assert get_session() == session
-
-
-@pytest.mark.parametrize("name", ["IMMICH_API_KEY", "IMMICH_SERVER"])
-def test_half_an_environment_alone_is_no_login(name: str, store: Place, monkeypatch: Patch) -> None:
-    monkeypatch.setenv(name, URL)
-    error_of(NotLoggedInError, "set IMMICH_INSTANCE_URL and IMMICH_API_KEY", get_session)
 
 
 # ---- cut here ---- Above: the tests of keeping sessions. Below: those of asking the server.
@@ -6159,7 +6198,7 @@ def test_import_stores_the_session_of_the_official_cli(cli: Cli, text: str, key:
 MISSING = "expected url and key, or instanceUrl and apiKey"
 NO_VALUES = [f"# {KEY}", f"|\n  {KEY}", f">-\n  {KEY}", f"&anchor {KEY}", f"*{KEY}", f"!!str {KEY}"]
 NO_VALUES += [f"[{KEY}]", f"{KEY}: x", f"{KEY}:", f"'{KEY}", f'"{KEY}\\q"', f"'{KEY}' {KEY}", "~"]
-NO_VALUES += ["null", "Null", "NULL", ""]
+NO_VALUES += ["null", "Null", "NULL", "null  # here", ""]
 NO_LINES = [KEY, f"auth:\n  url: {URL}\n  key: {KEY}\n", f"- url: {URL}\n- key: {KEY}\n"]
 NO_LINES += [f"{{url: {URL}, key: {KEY}}}", f'{{"url": "{URL}", "key": "{KEY}"}}']
 NO_AUTH_YMLS = {  # what is told, and of what
