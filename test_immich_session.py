@@ -831,11 +831,6 @@ def test_the_member_of_the_other_method_is_no_substitute() -> None:
     assert unreadable(text, "auth.jwt") == "expected an object"
 
 
-def test_a_refusal_is_one_line_whatever_the_name_of_the_member() -> None:
-    text = json.dumps({**json.loads(SESSION.to_json()), "headers": {"a\n\x1b[2J\u202e": 5}})
-    error_of(InvalidSessionError, "headers.a\\n", Session.from_json, text)
-
-
 AUTHS = st.builds(Jwt, TEXT, TEXT, TEXT) | st.builds(ApiKey, TEXT, st.none() | TEXT)
 SESSIONS = st.builds(Session, TEXT, AUTHS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3))
 JSON = st.recursive(
@@ -3020,8 +3015,9 @@ def test_only_one_secret_may_be_set(chosen: Optional[str], tmp_path: Path) -> No
         assert session and session.secret == KEY
         assert "empty" in invalid(None, chosen, from_env, **{chosen: ""})
         filled[chosen] = ""
-    told = re.findall(r"IMMICH_\w+", str(error_of(SessionError, "", from_env, **filled)))
-    assert told == [name for name in SECRET_VARIABLES if name != chosen]
+    first, *others = (name for name in SECRET_VARIABLES if name != chosen)
+    problem = invalid(None, first, from_env, **filled)
+    assert problem == f"set only one of {', '.join((first, *others))}"
 
 
 def test_a_file_without_a_key_is_an_error_that_names_it(tmp_path: Path) -> None:
