@@ -3015,9 +3015,9 @@ def test_only_one_secret_may_be_set(chosen: Optional[str], tmp_path: Path) -> No
         assert session and session.secret == KEY
         assert "empty" in invalid(None, chosen, from_env, **{chosen: ""})
         filled[chosen] = ""
-    first, *others = (name for name in SECRET_VARIABLES if name != chosen)
-    problem = invalid(None, first, from_env, **filled)
-    assert problem == f"set only one of {', '.join((first, *others))}"
+    named = [name for name in SECRET_VARIABLES if name != chosen]
+    problem = invalid(None, named[0], from_env, **filled)
+    assert problem == f"set only one of {', '.join(named)}"
 
 
 def test_a_file_without_a_key_is_an_error_that_names_it(tmp_path: Path) -> None:
