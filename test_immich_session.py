@@ -809,16 +809,16 @@ STRING_MEMBERS = ["server_url", "created_at", "auth.type", "auth.api_key.key", "
 STRING_MEMBERS += ["auth.jwt.access_token", "auth.jwt.email", "headers.CF-Access-Client-Secret"]
 OBJECT_MEMBERS = ["auth", "auth.api_key", "auth.jwt", "headers"]
 METHODS = ["oauth", "JWT", "apikey", "api-key", "", " api_key", "jwt\0"]
-MISTYPED: List[Tuple[str, List[Any], str]] = [
-    ("a string", [None, 5, True, [KEY], {"a": KEY}], path) for path in STRING_MEMBERS
+MISTYPED: List[Tuple[str, str, List[Any]]] = [
+    *((path, "a string", [None, 5, True, [KEY], {"a": KEY}]) for path in STRING_MEMBERS),
+    *((path, "an object", [None, 5, KEY, [KEY], [["a", "b"]]]) for path in OBJECT_MEMBERS),
+    ("auth.api_key.name", "a string", [5, True, [KEY], {"a": KEY}]),
+    ("auth.type", '"api_key" or "jwt"', METHODS),
 ]
-MISTYPED += [("an object", [None, 5, KEY, [KEY], [["a", "b"]]], path) for path in OBJECT_MEMBERS]
-MISTYPED += [("a string", [5, True, [KEY], {"a": KEY}], "auth.api_key.name")]
-MISTYPED += [('"api_key" or "jwt"', METHODS, "auth.type")]
 
 
-@pytest.mark.parametrize("kind, wrongs, path", MISTYPED)
-def test_a_missing_or_mistyped_member_is_named(kind: str, wrongs: List[Any], path: str) -> None:
+@pytest.mark.parametrize("path, kind, wrongs", MISTYPED)
+def test_a_missing_or_mistyped_member_is_named(path: str, kind: str, wrongs: List[Any]) -> None:
     session = with_headers(CANARIES, LOGIN if "jwt" in path else SESSION)
     for wrong in wrongs:
         assert unreadable(document(session, path, wrong), path) == f"expected {kind}"
