@@ -4159,14 +4159,11 @@ def test_an_answer_that_was_not_asked_for_is_told(server: Server, answer: Any, t
     each_tells(server, told, answer)
 
 
-@pytest.mark.parametrize(
-    "member",
-    ['"accessToken":"a b"', '"accessToken":"a\\n"', '"accessToken":"ü"', '"accessToken":7']
-    + ['"userId":""', '"userId":null', '"userEmail":""', '"userEmail":["a@b.c"]'],
-)
-def test_a_login_that_lacks_a_member_is_none(server: Server, member: str) -> None:
-    server.answers[LOG_IN] = Reply(201, f"{PLEASING[:-1]},{member}}}")  # the last one counts
-    refused(201, by_password, server.url)
+@pytest.mark.parametrize("name", ["accessToken", "userId", "userEmail"])
+def test_a_login_that_lacks_a_member_is_none(server: Server, name: str) -> None:
+    for value in ["a b", "a\n", "ü", 7] if name == "accessToken" else ["", None, ["a@b.c"]]:
+        server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, name: value}))
+        refused(201, by_password, server.url)
 
 
 def test_answers_in_chunks_and_of_the_largest_size_are_answers(server: Server) -> None:
@@ -4273,13 +4270,6 @@ def test_whatever_a_server_answers_only_the_documented_errors_are_raised(server:
 # Discovery
 
 
-def test_an_address_may_be_given_with_or_without_api(immich: Server) -> None:
-    for typed in ("", "/", "///", "/api", "/api/"):
-        immich.asked.clear()
-        assert resolve_api_url(immich.url + typed) == f"{immich.url}/api"
-        assert immich.lines == ([] if "api" in typed else [WELL_KNOWN])
-
-
 W, P = "/.well-known/immich", "/server/ping"  # as the tables have them
 
 
@@ -4343,7 +4333,8 @@ FOUND: List[Tuple[str, Dict[str, Reply], str, Optional[str]]] = [
     ("", {"W": redirect(SSO), SSO: Reply(200, PAGE), "/apiP": PONG}, "/api", "W /sso?next=W /apiP"),
     ("", {"/apiP": MOVED, "/photos/apiP?a=b": PONG}, "/photos/api", "W /apiP /photos/apiP?a=b"),
     ("", {"/apiP": redirect("/server/ping", 302), "P": PONG}, "", "W /apiP P"),
-    *((typed, {"/apiP": PONG}, "/api", None) for typed in [*SEARCHES][:-1]),  # one is too deep
+    *((typed, {"/apiP": PONG}, "/api", None) for typed in ("///", *[*SEARCHES][:-1])),
+    *((typed, {"/apiP": PONG}, "/api", "/apiP") for typed in ("/api", "/api/")),
     *((f"/photos{page}", {"/photos/apiP": PONG}, "/photos/api", None) for page in PAGES),
 ]
 
@@ -4497,11 +4488,6 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
         path = line.split()[1]
         server.answers[line] = redirect(other.url + path, status)
         assert f"use the address {other.url}/api " in refused(status, ask, server.url)
-        for end in (f"/?rd={path}", f"/#{path}", f"{path}?rd={path}", f"{path}/", f"{path}/login"):
-            server.answers[line] = redirect(other.url + end, status)
-            text = refused(status, ask, server.url)
-            assert "a login page" in text and HEADERS_NAMED in text
-            assert "use the address" not in text
         assert not other.asked and server.lines[-1] == line
 
 
@@ -4513,6 +4499,7 @@ LOCATIONS = [
     ("/login", f"it redirects to URL/login: {TO_A_PAGE}"),
     ("//127.0.0.1/login", f"it redirects to http://127.0.0.1/login: {TO_A_PAGE}"),
     (f"{HERE}/api/auth/login", f"use the address {HERE}/api instead"),
+    (f"{HERE}/api/auth/login/", f"it redirects to {HERE}/api/auth/login/: {TO_A_PAGE}"),
     (f"{HERE}/?rd=/api/auth/login", f"it redirects to {HERE}/***: {TO_A_PAGE}"),
     (f"{HERE}/api/auth/login?a=b", f"it redirects to {HERE}/api/auth/login***: {TO_A_PAGE}"),
     ("/login?rd=/api/auth/login", f"it redirects to URL/login***: {TO_A_PAGE}"),
@@ -4766,12 +4753,7 @@ def test_a_token_is_sent_beside_the_authorization_of_a_proxy(server: Server) -> 
 
 
 def test_no_header_is_sent_that_could_be_taken_for_another(server: Server) -> None:
-    refused_ones: List[Dict[str, str]] = [
-        *({name: HEADER} for name in ("x-api-key", "X-IMMICH-User-Token", "Cookie", "hOST")),
-        *({"Authorization": f"bEARER {HEADER}"}, {"a": "b", "A": HEADER}, {f"X: {HEADER}": "x"}),
-        *({"X": value} for value in (f"{HEADER}\r\nX-Api-Key: x", f"{HEADER}ü", "")),
-    ]
-    for headers in refused_ones:
+    for headers in ({"x-api-key": HEADER}, {"X": f"{HEADER}\r\nX-Api-Key: x"}):
         for _, ask in CALLS:
             error_of(InvalidSessionError, "headers", ask, server.url, extra_headers=headers)
     assert not server.asked
@@ -4910,8 +4892,11 @@ class Cli:
         self.store, self.base, self.top = store, store.base, store.top
         self.patch, self.capfd = patch, capfd
 
-    def __call__(self, *args: object) -> Outcome:
+    def __call__(self, *args: object, stdin: Optional[Payload] = None) -> Outcome:
         """Return the status of main(), and what it printed."""
+        if stdin is not None:
+            data = stdin.encode() if isinstance(stdin, str) else stdin
+            self.patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         self.capfd.readouterr()
         status = immich_session.main([str(arg) for arg in args])
         return Outcome(status, *self.capfd.readouterr())
@@ -4925,6 +4910,51 @@ class Cli:
 @pytest.fixture
 def cli(store: Place, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]) -> Cli:
     return Cli(store, monkeypatch, capfd)
+
+
+class Desk(Cli):
+    """The command line, with a server to log in to."""
+
+    server: Server
+
+    def log_in(self, secret: str, *args: object) -> Outcome:
+        """Run login with a secret on standard input."""
+        outcome = self("login", *args, stdin=f"{secret}\n")
+        assert not outcome.out and sentences(outcome.err) and not leaks(outcome.err)
+        return outcome
+
+    def by_key(self, *args: object) -> Outcome:
+        return self.log_in(KEY, self.server.url, *BY_KEY, *args)
+
+    def by_password(self, *args: object) -> Outcome:
+        return self.log_in(PASSWORD, self.server.url, *BY_PASSWORD, *args)
+
+    def both(self, *args: object) -> Iterator[Outcome]:
+        """Log in with the key, then with the password."""
+        yield self.by_key(*args)
+        yield self.by_password(*args)
+
+    def check(self) -> List[object]:
+        """Return what programs are told of the session in use."""
+        before, report = (
+            json.loads(self("status", "--json", *flags).out) for flags in ([], ["--check"])
+        )
+        told = {name: report[name] for name in ("valid", "account", "permissions")}
+        assert report == {**before, **told}
+        return list(told.values())
+
+
+@pytest.fixture
+def desk(
+    store: Place, server: Server, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]
+) -> Desk:
+    desk = Desk(store, monkeypatch, capfd)
+    desk.server = server
+    return desk
+
+
+def secret_was_read() -> bool:
+    return sys.stdin.buffer.tell() > 0
 
 
 class Screen(NamedTuple):
@@ -4988,10 +5018,9 @@ def complaint(outcome: Outcome, status: int = 1, lines: int = 1) -> str:
     return told[-1][len("immich_session: ") :]
 
 
-def stored(profile: Optional[str] = None) -> Optional[immich_session.AuthMethod]:
-    """Return the key or the login that a profile holds, if any."""
-    session = SessionStore().load(profile)
-    return session.auth if session else None
+def stored(fact: str, profile: str = "default") -> Any:
+    """Return a fact of the session that a profile holds: "auth", "secret"…; None without one."""
+    return getattr(SessionStore().load(profile), fact, None)
 
 
 @pytest.fixture
@@ -5077,18 +5106,6 @@ def test_a_name_that_windows_has_no_file_of_is_refused_there(name: str, cli: Cli
     assert not cli.base.exists()
 
 
-@posix_only
-@pytest.mark.parametrize("coerced", [{}, {"PYTHONCOERCECLOCALE": "0"}], ids=["coerced", "C"])
-def test_a_name_beyond_the_locale_makes_no_traceback(store: Place, coerced: Dict[str, str]) -> None:
-    for name in ("é", "работа"):
-        store.set_current_profile(name)
-        for command in ("status", "profile list", "logout --local"):
-            done = run(*command.split(), env={"LC_ALL": "C", "PYTHONUTF8": "0", **coerced})
-            assert "Traceback" not in done.err
-            assert done.status in (0, 1, 4)
-            assert command != "status" or (done.status and one_sentence(done.err))
-
-
 def test_a_full_disk_stops_a_switch_and_a_login_but_not_clear(disk: Path) -> None:
     store, problem = SessionStore(disk), os.strerror(errno.ENOSPC)
     store.save(SESSION, "work")
@@ -5160,22 +5177,15 @@ def test_help_works_and_shows_no_secret_of_the_environment(cli: Cli, command: st
     assert KEY not in out
 
 
-@pytest.mark.parametrize("command", ["", "login", "profile switch"])
-def test_help_works_without_docstrings(command: str) -> None:
-    status, out, err = run(*command.split(), "--help", python=["-OO"])
-    assert (status, err) == (0, "") and "usage: " in out and "None" not in out
-
-
 @pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
 def test_help_says_what_a_command_does_by_an_example_that_is_right(cli: Cli, command: str) -> None:
-    cli.patch.setattr(sys, "stdin", StringIO())
     _, text, *_, last = help_of(cli, command).split("\n\n")
     assert text in help_of(cli, "") + help_of(cli, "profile") or command == "exec"
     begins = f"example: {own_command()} {command}"
     assert last.startswith(begins) and "\n" not in last.rstrip()
     arguments = shlex.split(last[len(begins) :].split("|")[0])
     offline = {"login": ["--no-verify"]}.get(command, [])
-    assert cli(*command.split(), *offline, *arguments).status in (0, 1, 4)
+    assert cli(*command.split(), *offline, *arguments, stdin="").status in (0, 1, 4)
 
 
 P_PROFILE = "-P PROFILE, --profile PROFILE"
@@ -5265,47 +5275,23 @@ def test_no_command_at_all_is_status_2_and_the_help(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-@pytest.mark.parametrize("option", [f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"])
-def test_an_unknown_option_is_told_as_that_with_the_usage_of_the_command(
-    cli: Cli, command: str, option: str
-) -> None:
-    more = {"login": [URL], "exec": ["--", "/nosuch"], "profile switch": ["work"]}
-    told = complaint(cli(*command.split(), option, *more.get(command, [])), 2)
+def test_what_a_command_does_not_take_is_told_as_that(cli: Cli, command: str) -> None:
+    more = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
+    more = ["--", "/nosuch"] if command == "exec" else more
     prog = f"{own_command()} {command}".rstrip()
-    assert f"unknown option; usage: {prog} [-h]" in told and f'see "{prog} --help"' in told
-    assert ("-k KEY" in told) is (command == "login")
+    for option in (f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"):
+        told = complaint(cli(*command.split(), option, *more), 2)
+        assert f"unknown option; usage: {prog} [-h]" in told and f'see "{prog} --help"' in told
+        assert ("-k KEY" in told) is (command == "login")
+    # What exec is given belongs to the command to run.
+    told = complaint(cli(*command.split(), *more, KEY), 4 if command == "exec" else 2)
+    assert bool(re.search(r"-k\b", told)) is (command == "login")
 
 
 def test_the_usage_that_is_told_is_whole_however_this_was_started(tmp_path: Path) -> None:
     module = shutil.copy(MODULE, put(tmp_path / "my lib" / "immich_session.py"))
     told = complaint(execute([sys.executable, module, "token", f"--{KEY}"]), 2)
     assert f"usage: {shell_words(own_python(), module)} token [-h]" in told
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Cli, command: str) -> None:
-    arguments = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
-    # What exec is given is the command to run.
-    told = complaint(cli(*command.split(), *arguments, KEY), 4 if command == "exec" else 2)
-    assert bool(re.search(r"-k\b", told)) is (command == "login")
-
-
-@pytest.mark.parametrize(
-    "args, told",
-    [
-        ("login a -k - -e b", "-e/--email: not allowed with argument -k/--api-key"),
-        ("login a -e b -k -", "-k/--api-key: not allowed with argument -e/--email"),
-        ("logout -P a --all", "--all: not allowed with argument -P/--profile"),
-        ("login a -p -", "-p needs -e"),
-        ("login a -k - -p -", "-p needs -e"),
-        ("login a -e b -n c", "-n and --no-verify do not go with a password login"),
-        ("login a -e b --no-verify", "-n and --no-verify do not go with a password login"),
-    ],
-)
-def test_options_without_a_meaning_together_are_told_as_that(
-    cli: Cli, args: str, told: str
-) -> None:
-    assert told in complaint(cli(*args.split()), 2) and not cli.base.exists()
 
 
 def test_a_process_ends_with_the_status_that_main_returns(cli: Cli) -> None:
@@ -5329,36 +5315,15 @@ def test_the_directory_that_is_named_wins_over_the_environments_and_the_usual(cl
 # Command line: login, and where secrets come from
 
 
-def test_login_stores_a_session_and_prints_no_data(cli: Cli) -> None:
-    told = complaint(cli(*LOGIN_HERE, "-n", "cli"), status=0, lines=2)
-    assert 'profile "default"' in told and stored() == ApiKey(KEY, "cli")
-
-
-@pytest.mark.parametrize(
-    "typed, url",
-    [
-        ("photos.example.com", URL),
-        ("https://photos.example.com/", URL),
-        (URL, URL),
-        ("http://10.0.0.1:2283", "http://10.0.0.1:2283/api"),
-        ("https://example.com/photos", "https://example.com/photos/api"),
-    ],
-)
-def test_login_without_the_server_appends_api(cli: Cli, typed: str, url: str) -> None:
-    assert cli("login", typed, "--no-verify", "-k", KEY).status == 0
-    assert getattr(cli.store.load(), "server_url", None) == url
-
-
-NO_SERVERS = ["ftp://example.com", f"https://alice:{HEADER}@example.com", "https://", "ftp://x"]
-NO_SERVERS += [f"https://example.com/?key={HEADER}", "https://example.com:99999"]
-NO_SERVERS += ["https://exa\x1bmple.com"]
+NO_SERVERS = ["ftp://example.com", f"https://alice:{HEADER}@example.com", "https://exa\x1bmple.com"]
+NO_SERVERS += [f"https://example.com/?key={HEADER}"]
 
 
 @pytest.mark.parametrize(
     "args, where, lines",
     [
         *(([server], "SERVER: ", 1) for server in NO_SERVERS),
-        *(([URL, "-P", name], "is not allowed", 1) for name in ("..", "a/b", "\x1b[31m", "")),
+        *(([URL, "-P", name], "is not allowed", 1) for name in ("..", "\x1b[31m", "")),
         ([URL, "-n", "\udc80"], "auth.api_key.name: ", 2),
         ([URL, "-H", f"A: {HEADER}", "-H", f"A: {HEADER}"], "-H: ", 3),
         ([URL, "-H", HEADER], "-H: ", 2),
@@ -5395,19 +5360,15 @@ def test_a_standard_input_that_has_nothing_yet_is_no_traceback() -> None:
 
 def test_a_program_may_put_text_in_place_of_standard_input(cli: Cli) -> None:
     cli.patch.setattr(sys, "stdin", StringIO(f"{KEY}\n"))
-    assert cli(*READ_KEY).status == 0 and stored() == ApiKey(KEY)
+    assert cli(*READ_KEY).status == 0 and stored("auth") == ApiKey(KEY)
 
 
-@pytest.mark.parametrize(
-    "typed",
-    [
-        *(KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n"),
-        pytest.param("k" * 65536, id="64 KiB"),  # pytest puts a name into the environment
-    ],
-)
-def test_a_key_from_standard_input_loses_the_white_space_around_it(typed: str) -> None:
-    told = complaint(run(*READ_KEY, stdin=typed), status=0)
-    assert "warning" not in told and stored() == ApiKey(typed.strip("\ufeff \t\r\n"))
+def test_a_key_from_standard_input_loses_the_white_space_around_it(cli: Cli) -> None:
+    keys = [KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n", "k" * 65536]
+    for typed in keys:
+        cli.store.clear()
+        assert "warning" not in complaint(cli(*READ_KEY, stdin=typed), status=0)
+        assert stored("auth") == ApiKey(typed.strip("\ufeff \t\r\n"))
 
 
 VISIBLE_ONLY = "API key: expected visible ASCII characters, no spaces"
@@ -5421,41 +5382,30 @@ NO_KEYS = {
 
 
 @pytest.mark.parametrize("told", NO_KEYS)
-def test_what_is_no_key_is_refused_without_an_echo(base: Path, told: str) -> None:
+def test_what_is_no_key_is_refused_without_an_echo(cli: Cli, told: str) -> None:
     for typed in NO_KEYS[told]:
-        assert complaint(run(*READ_KEY, stdin=typed.replace(b"%s", KEY.encode()))) == told
-    assert not list(base.rglob("session.json"))
+        assert complaint(cli(*READ_KEY, stdin=typed.replace(b"%s", KEY.encode()))) == told
+    assert not list(cli.base.rglob("session.json"))
 
 
-@pytest.mark.parametrize(
-    "typed, sent",
-    [
+def test_a_password_from_standard_input_loses_one_line_end_and_no_more(desk: Desk) -> None:
+    for typed, sent in (
         *(("p", "p"), ("p\n", "p"), ("p\n\n", "p\n"), ("\n", ""), ("\ufeffp\r\n", "p")),
         *((" p w ", " p w "), (" p w \r\n", " p w "), ("pässwörd", "pässwörd")),
         ("x" * 65536, "x" * 65536),
-    ],
-    ids=lambda text: ascii(text[:9]),
-)
-def test_a_password_from_standard_input_loses_one_line_end_and_no_more(
-    server: Server, typed: str, sent: str
-) -> None:
-    assert run("login", server.url, "-e", EMAIL, "-p", "-", stdin=typed).status == 0
-    assert json.loads(server.asked[-1].body)["password"] == sent
+    ):
+        assert desk("login", desk.server.url, *BY_PASSWORD, stdin=typed).status == 0
+        assert json.loads(desk.server.asked[-1].body)["password"] == sent
 
 
-def test_a_password_of_more_than_64_kib_is_refused(server: Server) -> None:
-    assert complaint(run("login", server.url, "-e", EMAIL, "-p", "-", stdin="x" * 65537))
-    assert server.lines == [WELL_KNOWN]
-
-
-@pytest.mark.parametrize("flag, more", [("-k", []), ("-p", ["-e", "a@b.c"])])
-def test_what_is_said_of_a_secret_names_its_flag(
-    cli: Cli, server: Server, flag: str, more: List[str]
-) -> None:
-    assert f'"{flag} -" reads it' in run("login", server.url, *more).err
-    warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
-    err = cli("login", server.url, *more, flag, "s3cret").err
-    assert warning in err and "s3cret" not in err
+def test_what_is_said_of_a_secret_names_its_flag(desk: Desk) -> None:
+    for flag, more in (("-k", []), ("-p", ["-e", "a@b.c"])):
+        assert (
+            f'"{flag} -" reads it' in desk("login", desk.server.url, *more, "-P", "x", stdin="").err
+        )
+        warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
+        err = desk("login", desk.server.url, *more, flag, "s3cret", "-P", "x").err
+        assert warning in err and "s3cret" not in err
 
 
 def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
@@ -5467,13 +5417,6 @@ def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
         assert process.wait(20) == 1
 
 
-@pytest.mark.parametrize("flags", [[], ["-k", "-"]], ids=str)
-def test_a_prompt_at_a_terminal_does_not_echo(flags: List[str]) -> None:
-    screen = at_terminal("login", URL, "--no-verify", *flags, typed=f"{KEY}\n".encode())
-    assert (screen.status, screen.echoes) == (0, True)
-    assert KEY not in screen.text and stored() == ApiKey(KEY)
-
-
 @pytest.mark.parametrize(
     "typed, status, told",
     [
@@ -5482,7 +5425,6 @@ def test_a_prompt_at_a_terminal_does_not_echo(flags: List[str]) -> None:
         (b"\n", 1, "no API key: nothing was entered; "),
         (b"\xff\n", 1, "no API key: it is not valid text; "),
     ],
-    ids=["Ctrl-C", "Ctrl-D", "empty", "no text"],
 )
 def test_no_answer_to_the_prompt_stores_nothing_and_brings_the_echo_back(
     base: Path, typed: bytes, status: int, told: str
@@ -5557,15 +5499,6 @@ def test_headers_come_from_the_command_line_and_from_files_in_this_order(cli: Cl
     assert session and [": ".join(item) for item in session.extra_headers.items()] == shown
 
 
-def test_a_header_on_the_command_line_draws_a_warning_and_in_a_file_none(cli: Cli) -> None:
-    cli.patch.chdir(cli.top)
-    put(cli.top / "headers", f"A: {HEADER}\n")
-    for header, lines in ((f"A: {HEADER}", 3), ("@headers", 2)):
-        done = cli(*with_extra(header))
-        complaint(done, status=0, lines=lines)
-        assert ("@FILE" in done.err) is (lines == 3)
-
-
 SPACED = "expected visible ASCII characters with single spaces inside"
 BAD_HEADERS = {  # what is told of them, behind where they are
     'expected "NAME: VALUE"': [HEADER, f"# {HEADER}"],
@@ -5611,21 +5544,12 @@ def test_a_file_of_headers_that_is_none_is_named(
     assert not cli.base.exists()
 
 
-@pytest.mark.parametrize("literal_first", [True, False])
-def test_a_header_that_is_given_twice_is_told_where_it_is_again(
-    cli: Cli, literal_first: bool
-) -> None:
+def test_a_header_that_is_given_twice_is_told_where_it_is_again(cli: Cli) -> None:
     file = put(cli.top / "headers", f"\n# twice\nA: {HEADER}\n")
-    given = [f"a: {HEADER}", f"@{file}"][:: 1 if literal_first else -1]
-    where = f"-H: {file}: line 3" if literal_first else "-H"
-    told = complaint(cli(*with_extra(*given)), lines=2)
-    assert told == f"{where}: this header is given twice" and not cli.base.exists()
-
-
-def test_an_option_for_headers_stands_in_for_those_of_the_environment(cli: Cli) -> None:
-    cli.set(IMMICH_SERVER=URL, IMMICH_HEADERS_FILE="/nowhere")
-    assert cli(*RENEW, "-H", "A: b").status == 0
-    assert getattr(cli.store.load(), "extra_headers", None) == {"A": "b"}
+    literal, named = f"a: {HEADER}", f"@{file}"
+    for headers, where in (((literal, named), f"-H: {file}: line 3"), ((named, literal), "-H")):
+        told = complaint(cli(*with_extra(*headers)), lines=2)
+        assert told == f"{where}: this header is given twice" and not cli.base.exists()
 
 
 # Command line: which server, which profile
@@ -5652,19 +5576,18 @@ def test_login_without_a_server_renews_the_current_or_the_named_profile(cli: Cli
 @pytest.mark.parametrize("variable", ["", "IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 def test_a_server_that_is_named_gets_nothing_of_the_old_session(cli: Cli, variable: str) -> None:
     cli.store.save(OLD)
-    server = ["other.example.com"]
+    typed = ["http://other.example.com:2283/photos/"]
     if variable:
-        cli.set(**{variable: server.pop()})
-    assert cli("login", *server, "--no-verify", "-k", KEY, "-P", "new").status == 0
+        cli.set(**{variable: typed.pop()})
+    assert cli("login", *typed, "--no-verify", "-k", KEY, "-P", "new").status == 0
     new = cli.store.load("new")
     assert new and (new.auth, new.extra_headers) == (ApiKey(KEY), {})
-    assert new.server_url == "https://other.example.com/api"
+    assert new.server_url == "http://other.example.com:2283/photos/api"
 
 
 def test_the_server_typed_wins_over_the_environments(cli: Cli) -> None:
     cli.set(IMMICH_INSTANCE_URL="other.example.com")
-    assert cli(*LOGIN_HERE).status == 0
-    assert getattr(cli.store.load(), "server_url", None) == URL
+    assert cli(*LOGIN_HERE).status == 0 and stored("server_url") == URL
 
 
 def test_what_cannot_be_renewed_is_told_and_stays(cli: Cli) -> None:
@@ -5673,24 +5596,14 @@ def test_what_cannot_be_renewed_is_told_and_stays(cli: Cli) -> None:
     cli.set(IMMICH_SERVER=f"https://alice:{HEADER}@example.com")
     assert "IMMICH_SERVER" in complaint(cli(*RENEW)) and not cli.base.exists()
     cli.patch.delenv("IMMICH_SERVER")
-    for session, typed, status in ((OLD, ["", "-k", KEY], 1), (LOGIN, [], 2)):
+    with_password = with_url(f"https://alice:{HEADER}@example.com/api")
+    for session, typed, status in ((OLD, ["", *RENEW[1:]], 1), (LOGIN, ["--no-verify"], 2)):
         cli.store.save(session)
-        told = complaint(cli("login", *typed, "--no-verify"), status)
-        assert ("SERVER" if typed else "--no-verify") in told and cli.store.load() == session
-
-
-@pytest.mark.parametrize("text", ["{", OLD.to_json().replace("://", f"://alice:{HEADER}@")])
-def test_a_broken_session_cannot_be_renewed(cli: Cli, text: str) -> None:
-    path = write_session(cli.base, text)
-    told = complaint(cli(*RENEW))
-    assert path.read_text() == text
-    assert text != "{" or (str(path) in told and told.endswith(": give the SERVER"))
-
-
-@pytest.mark.parametrize("data", [b"{", b"\xff", b"{}", b""])
-def test_a_broken_session_does_not_stop_a_new_login(cli: Cli, data: bytes) -> None:
-    write_session(cli.base, data)
-    assert cli(*LOGIN_HERE).status == 0 and stored() == ApiKey(KEY)
+        told = complaint(cli("login", *typed), status)
+        assert ("SERVER" if status == 1 else "--no-verify") in told
+        assert cli.store.load() == session
+    cli.store.save(with_password)
+    assert complaint(cli(*RENEW)) and cli.store.load() == with_password
 
 
 def test_the_first_profile_ever_and_one_that_is_named_become_current(cli: Cli) -> None:
@@ -5710,34 +5623,6 @@ def test_a_profile_name_may_have_letters_of_any_script(store: Place) -> None:
     assert run(*LOGIN_HERE, "-P", "Zoë 写真", env=unicode).status == 0
     assert run("profile", "current", env=unicode).out == "Zoë 写真\n"
     assert (store.base / "profiles" / "Zoë 写真" / "session.json").exists()
-
-
-BROKEN_CONFIGS = ["{", "[]", "", '{"current_profile": 1}', '{"current_profile": "../x"}']
-
-
-@pytest.mark.parametrize("text", BROKEN_CONFIGS)
-def test_beside_a_broken_config_json_the_profile_has_to_be_named(cli: Cli, text: str) -> None:
-    for profile in ("default", "work"):
-        cli.store.save(OLD, profile)
-    put(cli.store.config_json, text)
-    put(cli.base / "auth.yml", AUTH_YML)
-    for args in (LOGIN_HERE, ["logout", "--local"], ["import"]):
-        told = complaint(cli(*args))
-        assert "-P" in told and str(cli.store.config_json) in told
-    for flags in (["-P", "work"], ["--all"]):
-        assert cli.store.load("default") == OLD
-        assert cli("logout", "--local", *flags).status == 0
-        assert (cli.store.load("work"), cli.store.config_json.read_text()) == (None, text)
-
-
-@pytest.mark.parametrize("text", BROKEN_CONFIGS)
-@pytest.mark.parametrize("args", [LOGIN_HERE, ["profile", "switch", "work"], ["import"]], ids=str)
-def test_a_profile_that_is_named_mends_config_json(cli: Cli, text: str, args: List[str]) -> None:
-    cli.store.save(OLD, "work")
-    put(cli.store.config_json, text)
-    put(cli.base / "auth.yml", AUTH_YML)
-    named = [] if "switch" in args else ["-P", "work"]
-    assert cli(*args, *named).status == 0 and cli.store.get_current_profile() == "work"
 
 
 # How a program is started, and how the command that it suggests begins ("": in any way). PY is this
@@ -5790,10 +5675,10 @@ def told_to_run(command: Sequence[object], **options: Any) -> str:
 
 def paste(command: str, **options: Any) -> None:
     """Show that a command that was suggested stores the key that it reads."""
-    assert " SERVER " in command and stored() is None
+    assert " SERVER " in command and stored("auth") is None
     command = command.replace(" SERVER ", f" {URL} ") + " --no-verify -k -"
     done = execute(command, stdin=KEY, **options)
-    assert (done.status, sentences(done.err), stored()) == (0, True, ApiKey(KEY)), done.err
+    assert (done.status, sentences(done.err), stored("auth")) == (0, True, ApiKey(KEY)), done.err
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -5868,31 +5753,23 @@ def test_what_to_run_renews_an_expired_session(
 # Command line: logout
 
 
-@pytest.mark.parametrize("flags", [[], ["-P", "default"], ["--all"]], ids=str)
-def test_logout_removes_the_session_if_any_and_says_so(cli: Cli, flags: List[str]) -> None:
-    assert complaint(cli("logout", "--local", *flags), status=0) and not cli.base.exists()
-    cli.store.save(SESSION)
-    assert '"default"' in complaint(cli("logout", "--local", *flags), status=0)
-    assert not list(cli.base.rglob("session.json"))
-
-
-def test_logout_is_of_the_current_profile_or_the_named_one(cli: Cli) -> None:
-    for profile in ("a", "b", "c"):
+def test_logout_of_all_leaves_no_secret_behind_without_a_word(cli: Cli) -> None:
+    for profile in ("a", "c", "gone"):
         cli.store.save(SESSION, profile)
-    cli.store.set_current_profile("b")
-    assert cli("logout", "--local").status == 0
-    assert cli.store.list_profiles() == ["a", "c"]
-    assert cli("logout", "--local", "-P", "c").status == 0
-    assert cli.store.list_profiles() == ["a"]
-
-
-def test_logout_of_all_goes_on_after_a_failure(cli: Cli) -> None:
-    for profile in ("a", "c"):
-        cli.store.save(SESSION, profile)
+    cli.store.clear("gone")
     cli.store.file.mkdir(parents=True)
+    told = ['"a"', '"c"', str(cli.store.file)]
+    if os.name == "posix":
+        for name in (" x", "a\tb"):  # as only another program makes them
+            write_session(cli.base, SESSION.to_json(), name)
+            told.append(repr(name))
+        # (Of a file in place of a directory, wine tells another error than Windows.)
+        put(cli.base / "profiles" / ".DS_Store", "x")
     status, _, err = cli("logout", "--local", "--all")
     assert (status, cli.store.list_profiles()) == (1, ["work"])
-    assert sentences(err) and all(told in err for told in ('"a"', '"c"', str(cli.store.file)))
+    assert sentences(err) and all(each in err for each in told)
+    assert ".DS_Store" not in err and "gone" not in err
+    assert os.name != "posix" or (cli.base / "profiles" / ".DS_Store").exists()
 
 
 def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> None:
@@ -5903,40 +5780,10 @@ def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> No
     assert everything_in(base) == ["profiles", "work"]
 
 
-def test_logout_of_all_has_no_word_for_what_is_no_directory_or_empty(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    cli.store.save(SESSION, "gone")
-    cli.store.clear("gone")
-    # (Of a file in place of a directory, wine tells another error than Windows.)
-    strays = [put(cli.base / "profiles" / ".DS_Store", "x")] if os.name == "posix" else []
-    told = complaint(cli("logout", "--local", "--all"), status=0)
-    assert ".DS_Store" not in told and "gone" not in told
-    assert all(map(Path.exists, strays)) and cli.store.list_profiles() == []
-
-
-@posix_only
-def test_logout_of_all_leaves_no_secret_behind_without_a_word(cli: Cli) -> None:
-    cli.store.save(SESSION, "z")
-    for name in (" x", "a\tb"):  # as only another program makes them
-        write_session(cli.base, SESSION.to_json(), name)
-    status, _, err = cli("logout", "--local", "--all")
-    assert (status, cli.store.list_profiles()) == (1, [])
-    assert sentences(err) and "' x'" in err and "'a\\tb'" in err and '"z"' in err
-
-
 def test_logout_removes_a_session_that_no_request_can_use(cli: Cli) -> None:
     for auth, status in ((SESSION.auth, 0), (LOGIN.auth, 1)):
         cli.store.save(Session("http://[:::1]/api", auth, ""))
         assert complaint(cli("logout"), status, lines=2) and cli.store.load() is None
-
-
-def test_logout_of_a_broken_session_says_that_the_server_does_not_know(cli: Cli) -> None:
-    path = write_session(cli.base, "{")
-    done = cli("logout")
-    told = 'the session of profile "default" is removed from this computer'
-    assert complaint(done, status=0, lines=2) == told and not path.exists()
-    broken = done.err.splitlines()[0]
-    assert str(path) in broken and broken.endswith("; its session may still be valid on the server")
 
 
 @root_only
@@ -5974,7 +5821,7 @@ LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
         (jwt(1e300), "unknown", LOGIN_FACTS),
         (with_auth(Jwt("a.b.c", "u-1", "alice@example.com")), "expired, unknown", LOGIN_FACTS),
     ],
-    ids=["key", "opaque", "live", "expired", "old", "endless", "broken"],
+    ids=brief,
 )
 def test_status_tells_the_facts_to_people_and_to_programs(
     cli: Cli, session: Session, expires: str, facts: Dict[str, object]
@@ -6001,8 +5848,6 @@ def test_status_json_is_ascii(cli: Cli) -> None:
 def test_status_without_a_session_says_what_to_run(cli: Cli, flags: List[str]) -> None:
     status, out, err = cli("status", *flags)
     assert (status, one_sentence(err), cli.base.exists()) == (4, True, False)
-    assert f'run "{own_command()} login SERVER --profile=default"' in err
-    assert str(cli.base / "profiles" / "default") in err
     asked = dict.fromkeys(("valid", "account", "permissions")) if "--check" in flags else {}
     shown = {"profile": "default", "source": "file", **NOBODY, **asked}
     assert json.loads(out) == shown if flags else out == ""
@@ -6018,47 +5863,36 @@ def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Cli, profile: str) -
     assert store.list_profiles() == [profile]
 
 
-def test_status_tells_where_the_session_came_from(cli: Cli) -> None:
+USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
+
+
+def test_what_is_named_wins_over_the_environment_and_status_tells_which_it_is(cli: Cli) -> None:
     own = cli.top / "own"
-    cli.store.save(SESSION, "work")
-    SessionStore(own).save(LOGIN)
-    from_own = f'Source: profile "default" ({own / "profiles" / "default" / "session.json"})'
-    from_work = f'Source: profile "work" ({cli.store.file})'
-
-    def shown(*args: object) -> str:
-        return cli(*args).out.splitlines()[0]
-
-    assert [shown("status", "-P", "work"), shown("-d", own, "status")] == [from_work, from_own]
-    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=TOKEN)
-    assert [shown("status"), shown("-d", own, "status")] == ["Source: environment", from_own]
-    assert shown("status", "-P", "work") == from_work
-
-
-def test_the_session_of_the_environment_has_no_profile_and_no_creation(cli: Cli) -> None:
     cli.set(**FROM_ENVIRONMENT)
-    status, out, err = cli("status")
-    assert (status, err, cli.base.exists()) == (0, "", False)
-    assert "environment" in out and URL in out and "profile" not in out and KEY not in out
-    report = {"profile": None, "source": "environment", **KEY_FACTS, "name": None}
-    assert json.loads(cli("status", "--json").out) == report
-
-
-def test_a_profile_that_is_named_wins_over_the_environment(cli: Cli) -> None:
-    cli.set(**FROM_ENVIRONMENT)
+    for command in USING:
+        assert cli("-d", own, *command.split()).status == 4
     cli.store.save(LOGIN, "work")
-    assert json.loads(cli("status", "--json", "-P", "work").out)["method"] == "jwt"
-    assert cli("token", "-P", "work").out == TOKEN + "\n"
+    SessionStore(own).save(LOGIN)
+    in_own = f'profile "default" ({own / "profiles" / "default" / "session.json"})'
+    for before, after, source in (
+        ([], ["-P", "work"], f'profile "work" ({cli.store.file})'),
+        (["-d", own], [], in_own),
+    ):
+        assert cli(*before, "status", *after).out.startswith(f"Source: {source}\n")
+        assert cli(*before, "token", *after).out == TOKEN + "\n"
+        assert cli(*before, "headers", *after).out == f"Authorization: Bearer {TOKEN}\n"
+    python = [sys.executable, "-c", "import os; print(os.environ['IMMICH_ACCESS_TOKEN'])"]
+    assert run("-d", own, "exec", "--", *python).out == TOKEN + "\n"
     assert cli("token").out == KEY + "\n"
     for value in ("", "two words", f"{KEY}\x7f", f"{KEY}\udcff"):
         cli.set(IMMICH_API_KEY=value)
         assert "IMMICH_API_KEY" in complaint(cli("token"))
 
 
-def test_the_profile_of_the_environment_is_the_current_one(cli: Cli) -> None:
-    cli.store.save(SESSION, "work")
-    cli.set(IMMICH_PROFILE="work")
-    assert cli("profile", "current").out == "work\n"
-    assert cli("token").out == KEY + "\n"
+def test_the_session_of_the_environment_has_no_profile_and_no_creation(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    report = {"profile": None, "source": "environment", **KEY_FACTS, "name": None}
+    assert json.loads(cli("status", "--json").out) == report and not cli.base.exists()
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "profile list"])
@@ -6067,9 +5901,6 @@ def test_user_name_and_password_of_a_stored_url_are_not_shown(cli: Cli, command:
     status, out, err = cli(*command.split())
     assert (status, err) == (0, "")
     assert "photos.example.com/api" in out and HEADER not in out and "alice" not in out
-
-
-USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
 
 
 @pytest.mark.parametrize("command", USING)
@@ -6089,29 +5920,6 @@ def test_half_an_environment_stops_every_command_that_would_use_another_account(
     assert cli(first, *rest).status == done
 
 
-def test_a_directory_that_is_named_wins_over_the_environment(cli: Cli) -> None:
-    cli.set(**FROM_ENVIRONMENT)
-    own = ["-d", cli.top / "own"]
-    for command in USING:
-        assert cli(*own, *command.split()).status == 4
-    SessionStore(cli.top / "own").save(LOGIN)
-    assert json.loads(cli(*own, "status", "--json").out)["source"] == "file"
-    assert cli(*own, "token").out == TOKEN + "\n"
-    assert cli(*own, "headers").out == f"Authorization: Bearer {TOKEN}\n"
-    python = [sys.executable, "-c", "import os; print(os.environ['IMMICH_ACCESS_TOKEN'])"]
-    assert run(*own, "exec", "--", *python).out == TOKEN + "\n"
-    assert cli("token").out == KEY + "\n"
-
-
-@pytest.mark.parametrize("command", USING)
-def test_an_expired_token_of_the_environment_is_status_4_and_named(cli: Cli, command: str) -> None:
-    cli.store.save(SESSION)
-    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
-    status, _, err = cli(*command.split())
-    assert (status, one_sentence(err)) == (4, True)
-    assert "IMMICH_ACCESS_TOKEN" in err and EXPIRED.secret not in err
-
-
 HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 
 
@@ -6119,7 +5927,7 @@ HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 @pytest.mark.parametrize(
     "auth",
     [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)],
-    ids=["key", "login"],
+    ids=brief,
 )
 def test_control_characters_of_stored_values_are_escaped(cli: Cli, auth: Any, command: str) -> None:
     cli.store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
@@ -6178,40 +5986,13 @@ def test_profile_list_skips_what_is_removed_meanwhile(cli: Cli) -> None:
     assert cli("profile", "list") == (0, f"* default  {URL}  api_key  cli\n", "")
 
 
-def test_profile_list_of_nothing_is_an_empty_array_and_a_sentence(cli: Cli) -> None:
-    assert cli("profile", "list", "--json") == (0, "[]\n", "")
-    assert complaint(cli("profile", "list"), status=0)
-    assert cli("profile", "current") == (0, "default\n", "")
-    assert not cli.base.exists()
-
-
-def test_profile_list_works_beside_a_broken_config_json(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    put(cli.store.config_json, "{")
-    for flags in ([], ["--json"]):
-        status, out, err = cli("profile", "list", *flags)
-        assert (status, one_sentence(err)) == (0, True)
-        assert URL in out and "*" not in out and str(cli.store.config_json) in err
-
-
-def test_profile_switch_makes_a_profile_current_and_keeps_the_rest(cli: Cli) -> None:
+def test_profile_switch_refuses_what_has_no_session(cli: Cli) -> None:
     cli.store.save(SESSION, "work")
-    for theme in ({}, {"theme": {"dark": 1}}):
-        if theme:
-            put(cli.store.config_json, json.dumps(theme))
-        assert '"work"' in complaint(cli("profile", "switch", "work"), status=0)
-        assert json.loads(cli.store.config_json.read_text()) == {**theme, "current_profile": "work"}
-
-
-def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> None:
-    cli.store.save(SESSION, "work")
-    cli.store.save(SESSION, "home")
     cli.store.config_dir("empty")
-    told = complaint(cli("profile", "switch", "empty"))
-    assert "home, work" in told and '"empty"' in told
-    for name in ("", "..", "a/b", "\x1b[2J"):
+    for name in ("empty", "", "..", "\x1b[2J"):
         told = complaint(cli("profile", "switch", name))
-        assert "is not allowed" in told and "\x1b" not in told
+        problem = "(profiles with one: work)" if name == "empty" else "is not allowed"
+        assert problem in told and "\x1b" not in told
     assert not cli.store.config_json.exists()
 
 
@@ -6226,7 +6007,7 @@ def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> Non
             ["Authorization: Basic YTpi", "#A: # b", f"x-immich-user-token: {TOKEN}"],
         ),
     ],
-    ids=["key", "login", "extra", "basic"],
+    ids=brief,
 )
 def test_headers_and_token_are_for_a_request(cli: Cli, session: Session, lines: List[str]) -> None:
     cli.store.save(session, "work")
@@ -6234,30 +6015,32 @@ def test_headers_and_token_are_for_a_request(cli: Cli, session: Session, lines: 
     assert cli("token", "-P", "work") == (0, lines[-1].split()[-1] + "\n", "")
 
 
-@pytest.mark.parametrize(
-    "session, member",
-    [
+def test_headers_and_exec_refuse_what_cannot_be_sent(cli: Cli) -> None:
+    for session, member in (
         (with_headers({"A": f"{HEADER}\nx-api-key: y"}), "headers.A"),
         (with_auth(ApiKey(f"{KEY}\nA: b")), "auth.api_key.key"),
-        (with_auth(ApiKey(f"{KEY}\n")), "auth.api_key.key"),
-        (with_auth(Jwt(f"{KEY} \x00", "", "")), "auth.jwt.access_token"),
         (with_url(f"https://alice:{HEADER}@a/api"), "server_url"),
-    ],
-    ids=["header", "lines", "key", "token", "url"],
-)
-def test_headers_and_exec_refuse_what_cannot_be_sent(
-    cli: Cli, session: Session, member: str
-) -> None:
-    cli.store.save(session)
-    for command in (["headers"], ["exec", "--", "/nosuch"]):
-        assert member in complaint(cli(*command))
+    ):
+        cli.store.save(session)
+        for command in (["headers"], ["exec", "--", "/nosuch"]):
+            assert member in complaint(cli(*command))
 
 
-@pytest.mark.parametrize("args", [["token"], ["headers"], ["exec", "--", "/nosuch"]], ids=" ".join)
-def test_no_usable_session_is_status_4(cli: Cli, args: List[str]) -> None:
-    assert 'profile "default" is not logged in (' in complaint(cli(*args), 4)
-    cli.store.save(jwt(0))
-    assert 'profile "default" has an expired session (' in complaint(cli(*args), 4)
+@pytest.mark.parametrize("command", USING)
+def test_no_usable_session_is_status_4(cli: Cli, command: str) -> None:
+    def told() -> str:
+        status, out, err = cli(*command.split())
+        assert (status, one_sentence(err), leaks(err)) == (4, True, [])
+        assert not out or command.startswith("status")
+        return err
+
+    assert 'profile "default" is not logged in (' in told()
+    cli.store.save(EXPIRED)
+    assert 'profile "default" has an expired session (' in told()
+    cli.store.save(SESSION)
+    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
+    problem = told()
+    assert "IMMICH_ACCESS_TOKEN" in problem and EXPIRED.secret not in problem
 
 
 @pytest.mark.parametrize(
@@ -6298,20 +6081,14 @@ def ours(environ: Dict[str, str]) -> Dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("IMMICH_")}
 
 
-def test_exec_puts_the_session_in_place_of_any_other(store: Place) -> None:
+def test_exec_puts_the_session_in_place_of_any_other_and_leaves_the_rest(store: Place) -> None:
+    python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONCOERCECLOCALE": "0"}
+    rest = {**os.environ, **python, "ODD": "\udcff", "IMMICH_LOG_LEVEL": "verbose"}
     secrets = {"IMMICH_API_KEY": KEY}, {"IMMICH_ACCESS_TOKEN": TOKEN}
     for session, secret in zip((SESSION, LOGIN), secrets):
         store.save(session, "work")
-        shown = ours(environment_of("exec", "-P", "work", "--", **FOREIGN))
-        rest = {"IMMICH_PROFILE": "work", "IMMICH_LOG_LEVEL": "verbose"}
-        assert shown == {**OWN, **secret, **rest}
-
-
-def test_exec_leaves_the_rest_of_the_environment_alone(logged_in: Place) -> None:
-    python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONCOERCECLOCALE": "0"}
-    before = {**os.environ, **python, "ODD": "\udcff"}
-    own = {**OWN_KEY, "IMMICH_PROFILE": "default"}
-    assert environment_of("exec", "--", ODD="\udcff") == {**before, **own}
+        shown = environment_of("exec", "-P", "work", "--", ODD="\udcff", **FOREIGN)
+        assert shown == {**rest, **OWN, **secret, "IMMICH_PROFILE": "work"}
 
 
 def test_exec_with_the_environments_session_names_no_profile(tmp_path: Path) -> None:
@@ -6325,9 +6102,9 @@ def test_exec_hands_on_a_directory_as_an_absolute_path(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     SessionStore("d").save(SESSION)
     directory = str(tmp_path / "d")
-    assert environment_of("-d", "d", "exec", "--")["IMMICH_CONFIG_DIR"] == directory
-    shown = environment_of("exec", "--", IMMICH_CONFIG_DIR=directory)
-    assert shown["IMMICH_CONFIG_DIR"] == directory
+    own = {**OWN_KEY, "IMMICH_PROFILE": "default", "IMMICH_CONFIG_DIR": directory}
+    assert ours(environment_of("-d", "d", "exec", "--")) == own
+    assert ours(environment_of("exec", "--", IMMICH_CONFIG_DIR=directory)) == own
 
 
 def test_exec_hands_on_every_argument_of_the_command(logged_in: Place) -> None:
@@ -6430,8 +6207,8 @@ def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli) -> None
         signal.signal(signal.SIGPIPE, before)
 
 
-@pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
-@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
+@pytest.mark.parametrize("extra", [{}, CANARIES])
+@pytest.mark.parametrize("session", [SESSION, LOGIN])
 def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, extra: Any) -> None:
     cli.store.save(with_headers(extra, session))
     told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
@@ -6448,7 +6225,6 @@ def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, e
 @pytest.mark.parametrize(
     "session",
     [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
-    ids=["key", "login", "key and headers", "login and headers"],
 )
 def test_this_command_run_by_exec_has_the_same_session(
     cli: Cli, session: Session, source: str
@@ -6551,13 +6327,13 @@ def test_import_takes_a_file_and_a_profile_and_else_leaves_the_current_one(cli: 
     cli.store.save(OLD)
     file = put(cli.top / "other.yml", AUTH_YML)
     assert cli("import", file, "-P", "work").status == 0
-    assert (stored("work"), cli.store.load("default")) == (ApiKey(KEY), OLD)
+    assert (stored("auth", "work"), cli.store.load("default")) == (ApiKey(KEY), OLD)
     assert cli.store.get_current_profile() == "work"
     put(cli.base / "auth.yml", AUTH_YML)
     cli.set(IMMICH_PROFILE="b")
     assert cli("import").status == 0
     cli.patch.delenv("IMMICH_PROFILE")
-    assert (cli.store.get_current_profile(), stored("b")) == ("work", ApiKey(KEY))
+    assert (cli.store.get_current_profile(), stored("auth", "b")) == ("work", ApiKey(KEY))
     put(cli.top / "d" / "auth.yml", AUTH_YML.replace(KEY, "of-d"))
     assert cli("-d", cli.top / "d", "import").status == 0
     assert cli("-d", cli.top / "d", "token").out == "of-d\n"
@@ -6635,6 +6411,7 @@ HOSTILE: Dict[str, Make] = {
     "infinity": write('{"x": -Infinity, "current_profile": "default"}'),
     "mistyped": write(f'{{"current_profile": ["{KEY}"], "auth": "{KEY}"}}'),
     "digits": write('{"current_profile": ' + "1" * 5000 + "}"),
+    "no name": write('{"current_profile": "../x"}'),
 }
 
 
@@ -6676,29 +6453,55 @@ def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
 
 def test_a_hostile_session_is_told_and_removed_by_logout(cli: Cli, hostile: Hostile) -> None:
     path = hostile(cli.base / "profiles" / "default" / "session.json")
-    for command in ("status", "status --json", "token", "exec /nosuch", " ".join(RENEW)):
+    for command in ("status", "status --json", "token", "exec /nosuch"):
         assert str(path) in complaint(cli(*command.split()))
+    told = complaint(cli(*RENEW))
+    assert str(path) in told and told.endswith(": give the SERVER")
     status, out, err = cli("profile", "list")
     assert (status, err, KEY in out) == (0, "", False) and f"broken: {path}: " in out
     status, _, err = cli("logout", "--local")
     assert sentences(err) and KEY not in err and str(path) in err
-    assert (status, os.path.lexists(path)) == ((1, True) if path.is_dir() else (0, False))
+    assert "; its session may still be valid on the server\n" in err
+    is_there = os.path.lexists(path)
+    assert (status, is_there) == ((1, True) if path.is_dir() else (0, False))
+    assert is_there or 'profile "default" is removed from this computer\n' in err
 
 
 def test_login_replaces_a_hostile_session_but_for_a_directory(cli: Cli, hostile: Hostile) -> None:
     is_directory = hostile(cli.base / "profiles" / "default" / "session.json").is_dir()
     status, _, err = cli(*LOGIN_HERE)
     assert sentences(err) and status == (1 if is_directory else 0)
-    assert is_directory or stored("default") == ApiKey(KEY)
+    assert is_directory or stored("auth", "default") == ApiKey(KEY)
 
 
 def test_a_hostile_config_json_is_told_and_replaced(cli: Cli, hostile: Hostile) -> None:
     cli.store.save(SESSION, "work")
+    cli.store.save(OLD)
     path = hostile(cli.store.config_json)
-    for command in ("status", "token", "exec /nosuch", "profile current", "logout --local"):
+    put(cli.base / "auth.yml", AUTH_YML)
+    for command in ("status", "token", "exec /nosuch", "profile current"):
         assert str(path) in complaint(cli(*command.split()))
-    told = complaint(cli("profile", "switch", "work"), status=1 if path.is_dir() else 0)
-    assert told and (path.is_dir() or cli.store.get_current_profile() == "work")
+    for args in (LOGIN_HERE, ["logout", "--local"], ["import"]):  # the profile has to be named
+        told = complaint(cli(*args))
+        assert str(path) in told and "-P" in told
+    for flags in ([], ["--json"]):
+        status, out, err = cli("profile", "list", *flags)
+        assert (status, one_sentence(err)) == (0, True)
+        assert URL in out and "*" not in out and str(path) in err
+    assert cli.store.load("default") == OLD and cli("logout", "--local", "--all").status == 0
+    assert cli.store.list_profiles() == [] and os.path.lexists(path)
+
+
+@pytest.mark.parametrize("command", [" ".join(LOGIN_HERE), "import", "profile switch"], ids=brief)
+def test_a_profile_that_is_named_mends_a_hostile_config_json(
+    cli: Cli, hostile: Hostile, command: str
+) -> None:
+    cli.store.save(SESSION, "work")
+    put(cli.base / "auth.yml", AUTH_YML)
+    is_directory = hostile(cli.store.config_json).is_dir()
+    status, _, err = cli(*command.split(), *["-P"] * ("switch" not in command), "work")
+    assert sentences(err) and status == (1 if is_directory else 0)
+    assert is_directory or cli.store.get_current_profile() == "work"
 
 
 def test_a_hostile_auth_yml_is_one_sentence_and_status_1(cli: Cli, hostile: Hostile) -> None:
@@ -6744,12 +6547,6 @@ def test_output_that_is_closed_early_is_no_error(logged_in: Place, command: str)
         assert run("exec", "--", "nosuch", stderr=nobody) == (127, "", "")
 
 
-@posix_only
-def test_head_reads_one_line() -> None:
-    done = execute(["sh", "-c", f"'{sys.executable}' '{MODULE}' login --help | head -1"])
-    assert (done.out.count("\n"), done.err) == (1, "")
-
-
 @HOW
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_broken_standard_output_is_one_sentence(logged_in: Place, command: str, how: str) -> None:
@@ -6784,25 +6581,18 @@ def test_a_stream_without_a_descriptor_breaks_in_a_sentence(cli: Cli, problem: E
 
 def test_all_streams_closed_is_no_obstacle_to_a_login(store: Place) -> None:
     assert run(*LOGIN_HERE, preexec_fn=lambda: os.closerange(0, 3)) == (0, "", "")
-    assert stored() == ApiKey(KEY)
+    assert stored("auth") == ApiKey(KEY)
 
 
 @pytest.mark.parametrize("options", [["-I", "-S"], ["-W", "error"], ["-OO"], ["-X", "dev", "-bb"]])
 def test_python_may_be_started_in_any_way(tmp_path: Path, options: List[str]) -> None:
     file = put(tmp_path / "headers", "A: b\n")
     assert complaint(run(*READ_KEY, "-H", f"@{file}", stdin=KEY, python=options), status=0)
+    status, out, err = run("login", "--help", python=options)
+    assert (status, err) == (0, "") and "usage: " in out and "None" not in out
     show = "import os; print(os.environ['IMMICH_API_KEY'])"
     status, out, err = run("exec", "--", sys.executable, "-c", show, python=options)
     assert (status, out, one_sentence(err)) == (0, KEY + "\n", True)
-
-
-def test_the_module_runs_from_a_zip(logged_in: Place) -> None:
-    file = logged_in.top / "x.zip"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.write(MODULE, "immich_session.py")
-    command = [sys.executable, "-m", "immich_session", "token"]
-    done = execute(command, env={"PYTHONPATH": str(file)}, cwd=logged_in.top)
-    assert done == (0, KEY + "\n", "")
 
 
 def test_commands_that_ask_no_server_load_nothing_to_ask_it_with(base: Path) -> None:
@@ -6827,10 +6617,11 @@ def test_commands_that_ask_no_server_load_nothing_to_ask_it_with(base: Path) -> 
 )
 def test_a_locale_without_letters_of_a_profile_is_no_traceback(store: Place, command: str) -> None:
     store.save(Session(URL, ApiKey(KEY, "Zoë"), "Zoë"), "Zoë")
-    store.set_current_profile("Zoë")
-    status, _, err = run(*command.split(), env=C_LOCALE, stdin=KEY)
-    assert sentences(err)
-    assert status == 0 or (status == 1 and one_sentence(err)) or "/nosuch" in command
+    for current in ("Zoë", "работа"):  # the other one is not logged in
+        store.set_current_profile(current)
+        status, _, err = run(*command.split(), env=C_LOCALE, stdin=KEY)
+        assert sentences(err)
+        assert status == 0 or (status in (1, 4) and one_sentence(err)) or "/nosuch" in command
 
 
 def test_a_locale_without_a_letter_escapes_it_for_people_but_not_in_data(store: Place) -> None:
@@ -6917,91 +6708,35 @@ def hold(server: Server, auth: immich_session.AuthMethod, profile: str = "defaul
     return session
 
 
-def held(profile: str = "default") -> Any:
-    """Return the secret that a profile holds."""
-    return getattr(SessionStore().load(profile), "secret", None)
-
-
-class Desk(NamedTuple):
-    """Where a person runs the command line, with a server to log in to."""
-
-    cli: Callable[..., Outcome]
-    server: Server
-    patch: Patch
-
-    def log_in(self, secret: str, *args: object) -> Outcome:
-        """Run login with a secret on standard input."""
-        stdin = io.TextIOWrapper(io.BytesIO(f"{secret}\n".encode()))
-        self.patch.setattr(sys, "stdin", stdin)
-        outcome = self.cli("login", *args)
-        assert not outcome.out and sentences(outcome.err) and not leaks(outcome.err)
-        return outcome
-
-    def by_key(self, *args: object) -> Outcome:
-        return self.log_in(KEY, self.server.url, *BY_KEY, *args)
-
-    def by_password(self, *args: object) -> Outcome:
-        return self.log_in(PASSWORD, self.server.url, *BY_PASSWORD, *args)
-
-    def both(self, *args: object) -> Iterator[Outcome]:
-        """Log in with the key, then with the password."""
-        yield self.by_key(*args)
-        yield self.by_password(*args)
-
-    def check(self) -> List[object]:
-        """Return what programs are told of the session in use."""
-        before, report = (
-            json.loads(self.cli("status", "--json", *flags).out) for flags in ([], ["--check"])
-        )
-        told = {name: report[name] for name in ("valid", "account", "permissions")}
-        assert report == {**before, **told}
-        return list(told.values())
-
-
-@pytest.fixture
-def desk(cli: Any, server: Server, monkeypatch: Patch) -> Desk:
-    return Desk(cli, server, monkeypatch)
-
-
-def secret_was_read() -> bool:
-    return sys.stdin.buffer.tell() > 0
-
-
 @pytest.mark.parametrize("broken", ["config.json", "profiles", "profiles/default"])
-def test_login_fails_before_it_asks_where_it_could_not_store(
-    desk: Desk, server: Server, base: Path, broken: str
-) -> None:
-    put(base / broken, "{")
+def test_login_fails_before_it_asks_where_it_could_not_store(desk: Desk, broken: str) -> None:
+    put(desk.base / broken, "{")
     for status, _, err in desk.both():
         assert status == 1 and ("-P" in err) is (broken == "config.json")
-    assert server.lines == ([] if broken == "config.json" else [WELL_KNOWN] * 2)
+    assert desk.server.lines == ([] if broken == "config.json" else [WELL_KNOWN] * 2)
     for flags in ("-k - -e x", "-e x -n y", "-e x --no-verify"):  # wrong usage comes first
-        assert desk.cli("login", *flags.split()).status == 2
+        assert desk("login", *flags.split()).status == 2
 
 
 @pytest.mark.parametrize("blocked", ["profiles/work/session.json", "config.json"])
-def test_a_login_is_ended_on_the_server_unless_it_is_stored(
-    desk: Desk, server: Server, base: Path, blocked: str
-) -> None:
-    (base / blocked).mkdir(parents=True)
+def test_a_login_is_ended_on_the_server_unless_it_is_stored(desk: Desk, blocked: str) -> None:
+    (desk.base / blocked).mkdir(parents=True)
     status, _, err = desk.by_password("-P", "work")
-    assert status == 1 and str(base / blocked) in err
+    assert status == 1 and str(desk.base / blocked) in err
     is_stored = blocked == "config.json"  # and not made current
-    is_there = (base / "profiles" / "work" / "session.json").is_file()
+    is_there = (desk.base / "profiles" / "work" / "session.json").is_file()
     assert is_there is ('stored in profile "work"' in err) is is_stored
-    assert server.lines == [WELL_KNOWN, LOG_IN] + [LOG_OUT] * (not is_stored)
+    assert desk.server.lines == [WELL_KNOWN, LOG_IN] + [LOG_OUT] * (not is_stored)
 
 
-def test_login_makes_the_profile_before_it_asks_and_says_who_where_and_which(
-    desk: Desk, server: Server, base: Path
-) -> None:
-    there = base / "profiles" / "work"
-    server.answers[LOG_IN] = lambda: recorded(LOG_IN) if there.is_dir() else Reply(500)
-    put(base / "config.json", "{")
+def test_login_makes_the_profile_before_it_asks_and_says_who_where_and_which(desk: Desk) -> None:
+    there = desk.base / "profiles" / "work"
+    desk.server.answers[LOG_IN] = lambda: recorded(LOG_IN) if there.is_dir() else Reply(500)
+    put(desk.base / "config.json", "{")
     for ask, who in ((desk.by_password, EMAIL), (desk.by_key, 'API key "test all"')):
         status, _, err = ask("-P", "work")
-        assert (status, SessionStore().get_current_profile()) == (0, "work")
-        assert all(part in err for part in (who, f"{server.url}/api", '"work"', "current"))
+        assert (status, desk.store.get_current_profile()) == (0, "work")
+        assert all(part in err for part in (who, f"{desk.server.url}/api", '"work"', "current"))
         assert is_valid(get_session()) is True
 
 
@@ -7019,61 +6754,39 @@ TOO_MUCH = [f"a.{KEY}", 7, "b\x1b[2J", "c" * 3000]  # the first two are not told
     ids=brief,
 )
 def test_login_tells_what_a_weak_key_may_do(
-    desk: Desk, server: Server, reply: Reply, flags: List[str], name: Any, told: Any
+    desk: Desk, reply: Reply, flags: List[str], name: Any, told: Any
 ) -> None:
-    server.answers[ME] = reply
+    desk.server.answers[ME] = reply
     status, _, err = desk.by_key(*flags)
     note = f"immich_session: note: this key has only these permissions: {told}\n"
     is_told = told is not None
     assert (status, note in err, "permissions" in err) == (0, is_told, is_told)
     assert (f'API key "{name}"' if name else "an API key without a name") + " for " in err
-    assert getattr(SessionStore().load(), "auth", None) == ApiKey(KEY, name)
-
-
-@contextlib.contextmanager
-def logging_in(server: Server, *flags: str, **options: Any) -> Iterator[Any]:
-    """Start a login as a process of its own, whose standard input and error are pipes."""
-    not_under_mutation()
-    command = [sys.executable, str(MODULE), "login", server.url, *flags]
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **{**pipes, **options}) as process:
-        yield process
-
-
-@posix_only
-def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
-    master, slave = pty.openpty()
-    with logging_in(server, "-e", EMAIL, stdin=slave, start_new_session=True) as process:
-        prompt = f"password for {server.url}/api: ".encode()
-        assert process.stderr.read(len(prompt)) == prompt
-        os.write(master, f"{PASSWORD}\n".encode())
-        assert PASSWORD not in process.stderr.read().decode()
-    assert process.returncode == 0 and PASSWORD in server.asked[-1].body.decode()
-    os.write(slave, b"end")
-    assert PASSWORD not in os.read(master, 999).decode()
-    os.close(master)
-    os.close(slave)
+    assert stored("auth") == ApiKey(KEY, name)
 
 
 def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
-    desk: Desk, base: Path, wall: Server
+    desk: Desk, wall: Server
 ) -> None:
     for flags in (BY_KEY, BY_PASSWORD, ["-k", KEY], ["-e", EMAIL]):
         status, _, err = desk.log_in(KEY, wall.url, *flags)
         assert status in (1, 4) and is_told_as_a_wall(err, wall)
         assert ("--no-verify" in err) is ("-k" in flags and "tried" in err)
-        assert not secret_was_read() and not base.exists()
+        assert not secret_was_read() and not desk.base.exists()
     hold(wall, LOGIN.auth)
     assert desk.log_in(PASSWORD, "-p", "-").status in (1, 4) and not secret_was_read()
 
 
 @pytest.mark.parametrize("flags", [[], ["-k", "-"], ["-e", EMAIL]], ids=" ".join)
-def test_a_person_is_asked_for_a_secret_by_the_name_of_the_api_found_and_else_not(
+def test_a_person_is_asked_for_a_secret_hidden_by_the_name_of_the_api_found_and_else_not(
     server: Server, flags: List[str]
 ) -> None:
     what = "password" if "-e" in flags else "API key"
     screen = at_terminal("login", f"{server.url}/share", *flags, typed=f"{PASSWORD}\n".encode())
-    assert f"{what} for {server.url}/api: " in screen.text and screen.status == 0
+    assert f"{what} for {server.url}/api: " in screen.text and PASSWORD not in screen.text
+    assert (screen.status, screen.echoes) == (0, True)
+    assert stored("secret") == (NEW_TOKEN if "-e" in flags else PASSWORD)
+    assert any(PASSWORD in f"{asked.headers}{asked.body!r}" for asked in server.asked)
     server.everything = Reply(200, PAGE)
     screen = at_terminal("login", server.url, *flags, typed=b"")  # it would wait for ever
     assert screen.status == 1 and f"{what} for" not in screen.text
@@ -7097,111 +6810,107 @@ FAILURES: List[Tuple[Answer, int, bool, str]] = [
 
 @pytest.mark.parametrize("answer, status, is_end, told", FAILURES, ids=brief)
 def test_a_server_that_fails_is_told_and_only_logout_changes_anything(
-    desk: Desk, server: Server, answer: Answer, status: int, is_end: bool, told: str
+    desk: Desk, answer: Answer, status: int, is_end: bool, told: str
 ) -> None:
-    server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), answer))
-    SessionStore().set_current_profile("default")
+    desk.server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), answer))
+    desk.store.set_current_profile("default")
     for auth in (SESSION.auth, LOGIN.auth):
-        old = hold(server, auth)
+        old = hold(desk.server, auth)
         for profile in ("default", "new"):
             for outcome in desk.both("-P", profile):
                 assert outcome.status == status and told in outcome.err
-        assert (SessionStore().load(), SessionStore().list_profiles()) == (old, ["default"])
-        assert SessionStore().get_current_profile() == "default"
+        assert (desk.store.load(), desk.store.list_profiles()) == (old, ["default"])
+        assert desk.store.get_current_profile() == "default"
         assert desk.check() == [False if is_end else None, None, None]
-        checked = desk.cli("status", "--check")
-        assert checked.out == desk.cli("status").out + "Valid: no\n" * is_end
+        checked = desk("status", "--check")
+        assert checked.out == desk("status").out + "Valid: no\n" * is_end
         assert (checked.status, bool(checked.err)) == (status, not is_end)
     if told == "not ready":
-        server.answers[WELL_KNOWN] = answer
+        desk.server.answers[WELL_KNOWN] = answer
         assert desk.by_key("-P", "new").status == status
-    ended = desk.cli("logout")
-    assert (ended.status, ended.out, held()) == (0 if is_end else status, "", None)
+    ended = desk("logout")
+    assert (ended.status, ended.out, stored("secret")) == (0 if is_end else status, "", None)
     told = "the session had ended on the server already\n" if is_end else "may still be valid"
     assert told in ended.err and '"default" is removed from this computer' in ended.err
 
 
 @pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
-def test_maintenance_is_status_3(desk: Desk, server: Server, version: str) -> None:
-    hold(server, LOGIN.auth)
+def test_maintenance_is_status_3(desk: Desk, version: str) -> None:
+    hold(desk.server, LOGIN.auth)
     closed = (WELL_KNOWN, VALIDATE, LOG_IN, LOG_OUT, USER)
-    server.answers.update(dict.fromkeys(closed, recorded("closed", version)))
-    server.answers[CONFIG] = recorded("maintenance", version)
-    for outcome in (*desk.both("-P", "new"), desk.cli("status", "--check"), desk.cli("logout")):
+    desk.server.answers.update(dict.fromkeys(closed, recorded("closed", version)))
+    desk.server.answers[CONFIG] = recorded("maintenance", version)
+    for outcome in (*desk.both("-P", "new"), desk("status", "--check"), desk("logout")):
         assert outcome.status == 3 and "maintenance mode: try again later" in outcome.err
 
 
-def test_login_stores_the_address_it_discovers(desk: Desk, serve: Any, secure: Any) -> None:
-    safe = secure()
-    plain = serve({WELL_KNOWN: redirect(f"{safe.url}/.well-known/immich")})
-    for typed in (safe.url, f"{safe.url}/", f"{safe.url}/api", f"{safe.url}/api/", plain.url):
-        assert desk.log_in(KEY, typed, *BY_KEY, "-P", "x").status == 0
-        assert getattr(SessionStore().load("x"), "server_url", None) == f"{safe.url}/api"
-        SessionStore().clear("x")
-
-
-def test_login_suggests_http_if_nobody_typed_https(desk: Desk, server: Server) -> None:
-    for typed, suggested in ((server.host, True), (f"https://{server.host}", False)):
+def test_login_suggests_http_if_nobody_typed_https(desk: Desk) -> None:
+    for typed, suggested in ((desk.server.host, True), (f"https://{desk.server.host}", False)):
         status, _, err = desk.log_in(PASSWORD, typed, *BY_PASSWORD)
-        assert (status, f"http://{server.host}" in err, "http://" in err) == (3, *[suggested] * 2)
-    assert not server.asked
+        assert (status, f"http://{desk.server.host}" in err, "http://" in err) == (
+            3,
+            *[suggested] * 2,
+        )
+    assert not desk.server.asked
 
 
-def test_a_time_limit_is_that_of_every_request_or_wrong_usage(desk: Desk, server: Server) -> None:
-    hold(server, LOGIN.auth)
+def test_a_time_limit_is_that_of_every_request_or_wrong_usage(desk: Desk) -> None:
+    hold(desk.server, LOGIN.auth)
     for seconds in ("0", "-1", "nan", "inf", "1e9", "x", ""):
-        for command in (["login", server.url, "-k", "x"], ["logout"], ["status", "--check"]):
-            status, out, err = desk.cli(*command, f"--timeout={seconds}")
+        for command in (["login", desk.server.url, "-k", "x"], ["logout"], ["status", "--check"]):
+            status, out, err = desk(*command, f"--timeout={seconds}")
             assert (status, out) == (2, "") and one_sentence(err)
-    assert not server.asked and held()
-    server.answers.update({line: SILENCE for line, _ in CALLS})
+    assert not desk.server.asked and stored("secret")
+    desk.server.answers.update({line: SILENCE for line, _ in CALLS})
     start, limit = time.monotonic(), ["--timeout", "0.3"]
     assert desk.by_password("-P", "default", *limit).status == 3
     for command in (["status", "--check"], ["logout"]):
-        assert desk.cli(*command, *limit).status == 3
+        assert desk(*command, *limit).status == 3
     assert time.monotonic() - start < 9  # the default is 10 for each
 
 
-def test_logout_asks_the_server_for_password_logins_alone(desk: Desk, server: Server) -> None:
+def test_logout_asks_the_server_for_password_logins_alone(desk: Desk) -> None:
     for auth, flags in ((LOGIN.auth, ["--local"]), (SESSION.auth, []), (LOGIN.auth, [])):
-        assert not server.lines
-        hold(server, auth)
-        assert (desk.cli("logout", *flags).status, held()) == (0, None)
-    assert server.lines == [LOG_OUT]
-    SessionStore().save(Session(f"http://{NOWHERE}/api", LOGIN.auth, ""), "a")
-    hold(server, LOGIN.auth, "b")
-    assert desk.cli("logout", "--all").status == 3  # and goes on after a failure to ask
-    assert (SessionStore().list_profiles(), server.lines) == ([], [LOG_OUT] * 2)
+        assert not desk.server.lines
+        hold(desk.server, auth)
+        assert (desk("logout", *flags).status, stored("secret")) == (0, None)
+    assert desk.server.lines == [LOG_OUT]
+    desk.store.save(Session(f"http://{NOWHERE}/api", LOGIN.auth, ""), "a")
+    hold(desk.server, LOGIN.auth, "b")
+    assert desk("logout", "--all").status == 3  # and goes on after a failure to ask
+    assert (desk.store.list_profiles(), desk.server.lines) == ([], [LOG_OUT] * 2)
 
 
 @pytest.mark.parametrize("path", ["/api", "/sub/api", "/back"])
-def test_login_renews_at_the_very_server(desk: Desk, server: Server, path: str) -> None:
+def test_login_renews_at_the_very_server(desk: Desk, path: str) -> None:
     lines = [line.replace("/api", path) for line in (LOG_IN, LOG_OUT, VALIDATE)]
-    server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
-    server.answers[f"GET {path}/server/ping"] = PONG
-    old = Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", CANARIES)
-    SessionStore().save(old)
+    desk.server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
+    desk.server.answers[f"GET {path}/server/ping"] = PONG
+    old = Session(desk.server.url + path, Jwt("old", "u", "me@x.y"), "then", CANARIES)
+    desk.store.save(old)
     assert "the replaced session has ended" in desk.log_in(PASSWORD, "-p", "-").err
-    assert json.loads(server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
+    assert json.loads(desk.server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
     for flags in ([], ["--no-verify"]):
-        SessionStore().save(dataclasses.replace(old, auth=ApiKey("old", "mine")))
+        desk.store.save(dataclasses.replace(old, auth=ApiKey("old", "mine")))
         assert desk.log_in(KEY, "-k", "-", *flags).status == 0
-        renewed = SessionStore().load()
+        renewed = desk.store.load()
         assert renewed and renewed.auth == ApiKey(KEY, "mine") and renewed.extra_headers == CANARIES
-        assert renewed.server_url == server.url + path
-    assert [line for line in server.lines if line.startswith("POST")] == lines
-    assert all(asked.headers["CF-Access-Client-Secret"] == HEADER for asked in server.asked)
+        assert renewed.server_url == desk.server.url + path
+    assert [line for line in desk.server.lines if line.startswith("POST")] == lines
+    assert all(asked.headers["CF-Access-Client-Secret"] == HEADER for asked in desk.server.asked)
 
 
-def test_headers_are_stored_but_not_shown(desk: Desk, server: Server, base: Path) -> None:
-    headers = put(base.parent / "headers", f"A: {HEADER}\nB:b \n")
+def test_headers_are_stored_but_not_shown(desk: Desk) -> None:
+    headers = put(desk.base.parent / "headers", f"A: {HEADER}\nB:b \n")
     assert desk.by_password("-H", f"@{headers}").status == 0
-    text = (base / "profiles" / "default" / "session.json").read_text()
+    text = (desk.base / "profiles" / "default" / "session.json").read_text()
     assert json.loads(text)["headers"] == {"A": HEADER, "B": "b"}
     for command in ("status", "status --json", "status --check", "profile list", "logout"):
-        status, out, err = desk.cli(*command.split())
+        status, out, err = desk(*command.split())
         assert status == 0 and HEADER not in out + err
-    assert len(server.asked) == 6 and all(asked.headers["A"] == HEADER for asked in server.asked)
+    assert len(desk.server.asked) == 6 and all(
+        asked.headers["A"] == HEADER for asked in desk.server.asked
+    )
 
 
 @pytest.mark.parametrize("account", [EMAIL, None])
@@ -7213,29 +6922,27 @@ def test_headers_are_stored_but_not_shown(desk: Desk, server: Server, base: Path
     ids=brief,
 )
 def test_status_tells_whose_session_it_is_and_what_it_may_do(
-    desk: Desk, server: Server, reply: Reply, permissions: Any, account: Optional[str]
+    desk: Desk, reply: Reply, permissions: Any, account: Optional[str]
 ) -> None:
-    hold(server, ApiKey(KEY, "mine"))
-    server.answers.update({ME: reply, USER: recorded(USER if account else "no user.read")})
+    hold(desk.server, ApiKey(KEY, "mine"))
+    desk.server.answers.update({ME: reply, USER: recorded(USER if account else "no user.read")})
     shown = ", ".join(permissions or []).replace("\x1b", "\\x1b") or "none"
     lines = f"Valid: yes\nAccount: {EMAIL}\n" if account else "Valid: yes\n"
     lines += "" if permissions is None else f"Permissions: {shown}\n"
     for valid in (recorded(VALIDATE), recorded("weak", "v1.141.1")):
-        server.answers[VALIDATE] = valid
+        desk.server.answers[VALIDATE] = valid
         assert desk.check() == [True, account, permissions]
-        assert desk.cli("status", "--check") == (0, desk.cli("status").out + lines, "")
+        assert desk("status", "--check") == (0, desk("status").out + lines, "")
 
 
 @pytest.mark.parametrize("line", [USER, ME])
-def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
-    desk: Desk, server: Server, line: str
-) -> None:
-    hold(server, ApiKey(KEY, "mine"))
+def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(desk: Desk, line: str) -> None:
+    hold(desk.server, ApiKey(KEY, "mine"))
     failures = (b"", Reply(503), Reply(401), recorded("bad key"), recorded("500"), Reply(200, PAGE))
     for answer in failures:
-        server.answers[line] = answer
+        desk.server.answers[line] = answer
         assert desk.check() == [True, None, None]
-        assert desk.cli("status", "--check") == (0, desk.cli("status").out + "Valid: yes\n", "")
+        assert desk("status", "--check") == (0, desk("status").out + "Valid: yes\n", "")
 
 
 # The commands that ask a server: nothing stored is lost, no session is left behind
@@ -7287,40 +6994,43 @@ def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
     ids=str,
 )
 def test_login_replaces_nothing_but_a_session_of_the_same_account(
-    desk: Desk, server: Server, auth: Any, flags: List[str], described: str
+    desk: Desk, auth: Any, flags: List[str], described: str
 ) -> None:
     secret, new = (KEY, KEY) if "-k" in flags else (PASSWORD, NEW_TOKEN)
-    old = hold(server, auth)
-    outcome = desk.log_in(secret, server.url, *flags)
+    old = hold(desk.server, auth)
+    outcome = desk.log_in(secret, desk.server.url, *flags)
     if described:
-        assert is_refusal_to_replace(outcome, f"{described} for {server.url}/api")
-        assert SessionStore().load() == old
+        assert is_refusal_to_replace(outcome, f"{described} for {desk.server.url}/api")
+        assert desk.store.load() == old
         if isinstance(auth, Jwt) or "-e" in flags:  # known before
-            assert not secret_was_read() and visited(server) == "W /apiP"
+            assert not secret_was_read() and visited(desk.server) == "W /apiP"
     else:
-        assert (outcome.status, held()) == (0, new)
+        assert (outcome.status, stored("secret")) == (0, new)
     for profile in ("new", "default"):
-        outcome = desk.log_in(secret, server.url, *flags, "-P", profile)
-        assert (outcome.status, held(profile)) == (0, new)
-    hold(server, auth)
+        outcome = desk.log_in(secret, desk.server.url, *flags, "-P", profile)
+        assert (outcome.status, stored("secret", profile)) == (0, new)
+    is_lost = described and old.secret != new
+    assert not is_lost or f"it replaced {described} for {desk.server.url}/api\n" in outcome.err
+    hold(desk.server, auth)
     name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
-    assert (desk.log_in(secret, *flags, *name).status, held()) == (0, new)  # no SERVER: renewed
+    assert (desk.log_in(secret, *flags, *name).status, stored("secret")) == (
+        0,
+        new,
+    )  # no SERVER: renewed
 
 
-def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
-    desk: Desk, server: Server, monkeypatch: Patch
-) -> None:
+def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(desk: Desk) -> None:
     names = (None, "", "API Key")
     for old, told in ((old, told) for old in names for told in names):
-        server.answers[ME] = replying(name=told, permissions=["all"])
-        hold(server, ApiKey("old", old))
-        assert (desk.by_key().status, held()) == (1, "old")
-    monkeypatch.setenv("IMMICH_PROFILE", "default")  # that is not to name it by hand
-    assert (desk.by_key().status, held()) == (1, "old")
+        desk.server.answers[ME] = replying(name=told, permissions=["all"])
+        hold(desk.server, ApiKey("old", old))
+        assert (desk.by_key().status, stored("secret")) == (1, "old")
+    desk.patch.setenv("IMMICH_PROFILE", "default")  # that is not to name it by hand
+    assert (desk.by_key().status, stored("secret")) == (1, "old")
 
 
 @pytest.mark.parametrize(
-    "stored, typed, is_same",
+    "old, typed, is_same",
     [
         ("https://photos.test/api", "https://photos.test", True),
         ("https://photos.test/api", "https://PHOTOS.test:443/api/", True),
@@ -7335,59 +7045,39 @@ def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
     ],
 )
 def test_login_and_import_replace_nothing_but_a_session_of_the_same_server(
-    desk: Desk, base: Path, stored: str, typed: str, is_same: bool
+    desk: Desk, old: str, typed: str, is_same: bool
 ) -> None:
     def is_as_expected(outcome: Outcome) -> bool:
         return outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
 
-    described = f'API key "mine" for {stored}'
-    renamed, same = (Session(stored, ApiKey(key, "mine"), "then") for key in ("old", KEY))
-    for flags, old in ((["-n", "mine"], renamed), ([], same)):
-        SessionStore().save(old)
+    described = f'API key "mine" for {old}'
+    renamed, same = (Session(old, ApiKey(key, "mine"), "then") for key in ("old", KEY))
+    for flags, session in ((["-n", "mine"], renamed), ([], same)):
+        desk.store.save(session)
         assert is_as_expected(desk.log_in(KEY, typed, "--no-verify", *BY_KEY, *flags))
-    put(base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
-    SessionStore().save(same)
-    assert is_as_expected(desk.cli("import"))
-    SessionStore().save(renamed)
-    assert is_refusal_to_replace(desk.cli("import"), described) and held() == "old"
-    outcome = desk.cli("import", "-P", "default")
-    assert (outcome.status, held()) == (0, KEY)
+    put(desk.base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
+    desk.store.save(same)
+    assert is_as_expected(desk("import"))
+    desk.store.save(renamed)
+    assert is_refusal_to_replace(desk("import"), described) and stored("secret") == "old"
+    outcome = desk("import", "-P", "default")
+    assert (outcome.status, stored("secret")) == (0, KEY)
     assert f"it replaced {described}\n" in outcome.err
-
-
-def test_a_broken_file_is_replaced_by_a_login_at_a_server(desk: Desk, base: Path) -> None:
-    for data in (b"", b"{", b"\xff"):
-        put(base / "profiles" / "default" / "session.json", data)
-        assert (desk.by_password().status, held()) == (0, NEW_TOKEN)
 
 
 @pytest.mark.parametrize("secret, flags", [(KEY, BY_KEY), (PASSWORD, BY_PASSWORD)])
 @pytest.mark.parametrize("old", [None, SESSION.auth, Jwt("old", "u", EMAIL)], ids=str)
 @pytest.mark.parametrize("to", ["SERVER", ""])
 def test_what_another_process_stores_during_a_login_stays(
-    desk: Desk, server: Server, secret: str, flags: List[str], old: Any, to: str
+    desk: Desk, secret: str, flags: List[str], old: Any, to: str
 ) -> None:
-    store = partial(SessionStore().save, THEIRS)
-    kept = None if old is None else hold(server, old)
-    server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
-    status, _, err = desk.log_in(secret, *[server.url] * bool(to), *flags)
-    was_asked = {LOG_IN, VALIDATE} & set(server.lines)
-    assert (status, SessionStore().load()) == (1, THEIRS if was_asked else kept)
-    assert ended(server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
-
-
-def test_what_was_replaced_is_told(desk: Desk, server: Server) -> None:
-    for auth, described in (
-        (ApiKey("old", "mine"), 'API key "mine"'),
-        (ApiKey("old"), "an API key without a name"),
-        (Jwt("old", "u", "a@b.c"), "the session of a@b.c"),
-        (Jwt("old", "u", ""), "the session of a password login"),
-    ):
-        told = f"immich_session: it replaced {described} for {server.url}/api\n"
-        for ask in (desk.by_key, desk.by_password):
-            hold(server, auth)
-            assert told in ask("-P", "default").err
-    assert "replaced" not in desk.by_password("-P", "default").err
+    store = partial(desk.store.save, THEIRS)
+    kept = None if old is None else hold(desk.server, old)
+    desk.server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
+    status, _, err = desk.log_in(secret, *[desk.server.url] * bool(to), *flags)
+    was_asked = {LOG_IN, VALIDATE} & set(desk.server.lines)
+    assert (status, desk.store.load()) == (1, THEIRS if was_asked else kept)
+    assert ended(desk.server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
 
 
 UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x")]
@@ -7401,46 +7091,46 @@ UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x
     ids=brief,
 )
 def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored(
-    desk: Desk, server: Server, answer: Any, told: str
+    desk: Desk, answer: Any, told: str
 ) -> None:
     seen: List[str] = []
-    server.answers[LOG_OUT] = after(lambda: seen.append(held()), answer)
+    desk.server.answers[LOG_OUT] = after(lambda: seen.append(stored("secret")), answer)
     for ask, new in ((desk.by_key, KEY), (desk.by_password, NEW_TOKEN)):
-        hold(server, LOGIN.auth)
+        hold(desk.server, LOGIN.auth)
         status, _, err = ask("-P", "default")
-        assert (status, seen.pop(), held()) == (0, new, new)
+        assert (status, seen.pop(), stored("secret")) == (0, new, new)
         assert err.endswith(f"the replaced session {told}\n")
-    assert ended(server) == [TOKEN, TOKEN]
+    assert ended(desk.server) == [TOKEN, TOKEN]
 
 
 def test_a_replaced_session_is_ended_also_where_the_new_one_cannot_become_current(
-    desk: Desk, server: Server, base: Path
+    desk: Desk,
 ) -> None:
-    hold(server, LOGIN.auth)
-    (base / "config.json").mkdir()
+    hold(desk.server, LOGIN.auth)
+    (desk.base / "config.json").mkdir()
     status, _, err = desk.by_key("-P", "default")
-    assert (status, held(), ended(server)) == (1, KEY, [TOKEN])
+    assert (status, stored("secret"), ended(desk.server)) == (1, KEY, [TOKEN])
     assert "the replaced session has ended on the server\n" in err and "not made current" in err
 
 
-def test_no_other_session_that_is_replaced_is_ended(desk: Desk, server: Server, base: Path) -> None:
+def test_no_other_session_that_is_replaced_is_ended(desk: Desk) -> None:
     for auth in (SESSION.auth, Jwt(NEW_TOKEN, "u", EMAIL)):  # a key, and the very same
-        hold(server, auth)
+        hold(desk.server, auth)
         assert desk.by_password("-P", "default").status == 0
-    hold(server, LOGIN.auth)
-    file = put(base / "auth.yml", f"url: {server.url}/api\nkey: {KEY}\n")
-    for use in (partial(desk.by_key, "--no-verify"), partial(desk.cli, "import", file)):
-        hold(server, LOGIN.auth)
+    hold(desk.server, LOGIN.auth)
+    file = put(desk.base / "auth.yml", f"url: {desk.server.url}/api\nkey: {KEY}\n")
+    for use in (partial(desk.by_key, "--no-verify"), partial(desk, "import", file)):
+        hold(desk.server, LOGIN.auth)
         status, _, err = use("-P", "default")
-        assert (status, held()) == (0, KEY) and "may still be valid" in err
-    assert not ended(server)
+        assert (status, stored("secret")) == (0, KEY) and "may still be valid" in err
+    assert not ended(desk.server)
 
 
-def test_a_login_whose_answer_is_not_whole_is_ended(desk: Desk, server: Server) -> None:
+def test_a_login_whose_answer_is_not_whole_is_ended(desk: Desk) -> None:
     for name in ("userId", "userEmail"):
-        server.answers[LOG_IN] = replying(**{**GRANTED, name: None})
-        assert (desk.by_password().status, held()) == (1, None)
-    assert ended(server) == [TOKEN, TOKEN]
+        desk.server.answers[LOG_IN] = replying(**{**GRANTED, name: None})
+        assert (desk.by_password().status, stored("secret")) == (1, None)
+    assert ended(desk.server) == [TOKEN, TOKEN]
 
 
 # Run the command line, and press Ctrl-C when it has touched the files in DIRECTORY for the NUMBERth
@@ -7476,8 +7166,8 @@ def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
         command = [base, flag, number, "login", server.url, *BY_PASSWORD, "-P", "default"]
         done = run(*command, python=["-c", PRESSING], stdin=PASSWORD)
         assert done.status in (0, 130) and sentences(done.err)
-        outcomes.append((done.status, held() == NEW_TOKEN))
-        assert sorted([held(), *ended(server)]) == sorted([TOKEN, NEW_TOKEN])
+        outcomes.append((done.status, stored("secret") == NEW_TOKEN))
+        assert sorted([stored("secret"), *ended(server)]) == sorted([TOKEN, NEW_TOKEN])
         assert everything_in(base / "profiles") == ["default", "session.json"]
         if done.status == 0:
             break
@@ -7523,11 +7213,13 @@ def test_ctrl_c_does_not_wait_for_the_server_and_stores_nothing(
 def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
     server: Server, base: Path, monkeypatch: Patch
 ) -> None:
+    not_under_mutation()
     finish = Handler.finish
     for _ in range(5):
         shutil.rmtree(base, ignore_errors=True)
         server.asked.clear()
-        with logging_in(server, *BY_PASSWORD) as process:
+        command = [sys.executable, str(MODULE), "login", server.url, *BY_PASSWORD]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
 
             def press(self: Handler) -> None:
                 finish(self)
@@ -7536,41 +7228,43 @@ def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
 
             monkeypatch.setattr(Handler, "finish", press)
             process.communicate(PASSWORD.encode(), timeout=20)
-        assert NEW_TOKEN in (held(), *ended(server))
+        assert NEW_TOKEN in (stored("secret"), *ended(server))
 
 
 @pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 @pytest.mark.parametrize("url", [URL, "no url"])
 def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
-    desk: Desk, server: Server, monkeypatch: Patch, variable: str, url: str
+    desk: Desk, variable: str, url: str
 ) -> None:
-    SessionStore().save(dataclasses.replace(THEIRS, server_url=url))
-    monkeypatch.setenv(variable, server.url)
+    desk.store.save(dataclasses.replace(THEIRS, server_url=url))
+    desk.patch.setenv(variable, desk.server.url)
     for secret, flags in ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD)):
         status, _, err = desk.log_in(secret, *flags, "-P", "default")
-        assert (status, secret_was_read(), held()) == (1, False, "their-key")
-        assert one_sentence(err) and url in err and server.url in err and "give the SERVER" in err
+        assert (status, secret_was_read(), stored("secret")) == (1, False, "their-key")
+        assert (
+            one_sentence(err) and url in err and desk.server.url in err and "give the SERVER" in err
+        )
         assert desk.log_in(secret, *flags, "-P", "new").status == 0
     assert desk.by_key("-P", "default").status == 0
 
 
-def test_login_sends_the_extra_headers_of_the_environment(
-    desk: Desk, server: Server, monkeypatch: Patch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
-    monkeypatch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
+def test_login_sends_the_extra_headers_of_the_environment(desk: Desk, tmp_path: Path) -> None:
+    desk.patch.setenv("IMMICH_INSTANCE_URL", desk.server.url)
+    desk.patch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
     other = ["-H", f"@{put(tmp_path / 'headers', 'X-B: b')}"]
     ways: Tuple[Any, ...] = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
     for flags, sent in (([], [HEADER, None]), (other, [None, "b"])):
         for secret, by in ways:
-            server.asked.clear()
-            SessionStore().clear("x")
+            desk.server.asked.clear()
+            desk.store.clear("x")
             assert desk.log_in(secret, *by, *flags, "-P", "x").status == 0
-            stored = getattr(SessionStore().load("x"), "extra_headers", {})
-            for headers in (stored, *(asked.headers for asked in server.asked)):
+            for headers in (
+                stored("extra_headers", "x"),
+                *(asked.headers for asked in desk.server.asked),
+            ):
                 assert [headers.get(name) for name in ("X-A", "X-B")] == sent
     assert desk.by_key("-P", "y").status == 0  # the server is typed: its headers are not theirs
-    assert getattr(SessionStore().load("y"), "extra_headers", None) == {}
+    assert stored("extra_headers", "y") == {}
 
 
 @pytest.mark.parametrize(
@@ -7612,11 +7306,9 @@ def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_aske
     assert visited(server) == "W /apiP W /apiP"
 
 
-def test_a_directory_on_a_read_only_mount_is_told_as_that(
-    desk: Desk, disk: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(disk))
-    SessionStore().config_dir("default")
+def test_a_directory_on_a_read_only_mount_is_told_as_that(desk: Desk, disk: Path) -> None:
+    desk.patch.setenv("IMMICH_CONFIG_DIR", str(disk))
+    desk.store.config_dir("default")
     subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
     status, _, err = desk.by_key()
     assert status == 1 and err.endswith(f"written to: {os.strerror(errno.EROFS)}\n")
@@ -7644,6 +7336,8 @@ def test_logout_leaves_what_another_process_stored_meanwhile(
 CONVERSATION = r"""
 $ profile list
 ! no profile is logged in
+$ profile list --json
+[]
 $ profile current
 default
 $ status  # 4
@@ -7751,6 +7445,10 @@ $ login URL -e a@b.c -k x  # 2
 ! argument -k/--api-key: not allowed with argument -e/--email; see "COMMAND login --help"
 $ login URL -e a@b.c -n x  # 2
 ! -n and --no-verify do not go with a password login; see "COMMAND login --help"
+$ login URL -e a@b.c --no-verify  # 2
+! -n and --no-verify do not go with a password login; see "COMMAND login --help"
+$ login URL -k - -p -  # 2
+! -p needs -e; see "COMMAND login --help"
 $ login URL k3y  # 2
 ! too many arguments; an API key goes after -k; see "COMMAND login --help"
 $ status --chekc  # 2
@@ -7940,12 +7638,12 @@ def test_the_readme_opens_with_a_part_of_the_conversation(here: Path, server: Se
 def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     text = readme("start", KEY)
     assert re.search(r"API key for http://127\.0\.0\.1:\d+/api: ", text)
-    assert 'is stored in profile "default"' in text and stored() == ApiKey(KEY, "test all")
+    assert 'is stored in profile "default"' in text and stored("auth") == ApiKey(KEY, "test all")
     readme("log-in", KEY, PASSWORD, PASSWORD)
-    assert isinstance(stored(), Jwt)
+    assert isinstance(stored("auth"), Jwt)
     store.clear()
     readme("pipe")
-    assert stored() == ApiKey(KEY, "test all")
+    assert stored("auth") == ApiKey(KEY, "test all")
 
 
 def test_the_readme_on_profiles_and_directories(readme: Any, store: Place, here: Path) -> None:
@@ -7962,7 +7660,7 @@ def test_the_readme_on_using_and_ending_a_session(readme: Any, server: Server, h
     text = readme("use")
     assert "Valid: yes" in text and f"{server.url}/api\r\n" in text
     assert (here / "asked.txt").read_text() == f"x-api-key: {KEY}\n"
-    assert stored() is None
+    assert stored("auth") is None
 
 
 def test_the_readme_on_a_proxy_in_front_of_the_server(readme: Any, server: Server) -> None:
@@ -8098,7 +7796,7 @@ def test_the_readme_on_systemd_and_kubernetes(here: Path) -> None:
 def test_the_readme_on_other_tools(readme: Any, base: Path) -> None:
     put(base / "auth.yml", AUTH_YML)
     text = readme("tools")
-    assert stored() == ApiKey(KEY)
+    assert stored("auth") == ApiKey(KEY)
     assert f"{URL} upload --recursive photos\r\n{URL}\r\n" in text
     assert f"{SITE} upload from-folder photos\r\n" in text
 
@@ -8161,7 +7859,7 @@ def test_a_minimal_python_does_everything_but_requests(base: Path) -> None:
     assert (status, sentences(err)) == (0, True), err
     assert KEY in out
     python = ["-S", "-c", MINIMAL + MAIN]
-    assert run(*READ_KEY, stdin=KEY, python=python).status == 0 and stored() == ApiKey(KEY)
+    assert run(*READ_KEY, stdin=KEY, python=python).status == 0 and stored("auth") == ApiKey(KEY)
     assert run("exec", "--", *ECHO, "done", python=python) == (0, "done\n", "")
 
 
