@@ -3929,7 +3929,7 @@ def test_a_password_login_gives_a_session(immich: Server, monkeypatch: Patch) ->
     assert immich.lines == [WELL_KNOWN, LOG_IN]
 
 
-def test_a_password_travels_as_it_is_and_says_from_which_device(
+def test_a_password_travels_as_it_is_from_a_named_device(
     server: Server, monkeypatch: Patch
 ) -> None:
     for password in ("pässwörd ✓ 日本", "pa\u0308sswo\u0308rd", " a\n", "", '"\\'):
@@ -4047,9 +4047,7 @@ NOBODIES = [PAGE, "", "[]", '{"statusCode":401}', '{"message":"Denied"}']
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("reply", [*GATEWAYS, *(Reply(0, body) for body in NOBODIES)], ids=brief)
-def test_what_stands_in_front_says_nothing_of_a_secret(
-    server: Server, reply: Reply, status: int
-) -> None:
+def test_what_stands_in_front_is_no_verdict(server: Server, reply: Reply, status: int) -> None:
     each_tells(server, "in front of it", reply._replace(status=status))
     server.answers[LOG_IN] = denial(status, "Old")._replace(identity=reply.identity)
     assert "refused: Old" in refused(status, by_password, server.url)  # Immich 2 behind it
@@ -4080,9 +4078,7 @@ def test_the_server_tells_whose_session_it_is_and_what_it_may_do(immich: Server)
 @pytest.mark.parametrize(
     "line, auth", [(USER, SESSION.auth), (USER, LOGIN.auth), (ME, SESSION.auth)]
 )
-def test_no_account_is_told_of_a_session_that_is_refused(
-    immich: Server, line: str, auth: Any
-) -> None:
+def test_no_account_is_told_of_a_refused_session(immich: Server, line: str, auth: Any) -> None:
     answers = [recorded("bad key", immich.version), recorded("500", immich.version)]
     answers += [Reply(403, PAGE), denial3(403, "Forbidden", ""), Reply(200, PAGE)]
     answers += [Reply(200, "[]"), redirect("/x")] + [denial(400, "Bad")] * (line == USER)
@@ -4115,7 +4111,7 @@ ACCOUNTS: List[Tuple[Dict[str, Any], Account]] = [
 
 
 @pytest.mark.parametrize("facts, told", ACCOUNTS, ids=brief)
-def test_what_is_no_text_or_holds_a_secret_of_ours_is_none(
+def test_no_fact_holds_a_secret_of_ours(
     server: Server, facts: Dict[str, Any], told: Account
 ) -> None:
     server.answers[USER] = server.answers[ME] = replying(**facts)
@@ -4199,9 +4195,7 @@ MESSAGES: List[Tuple[object, str]] = [
 @pytest.mark.parametrize(
     "reply, told", VALIDATIONS + [(denial(400, text), told) for text, told in MESSAGES], ids=brief
 )
-def test_what_a_server_says_is_told_as_one_short_line(
-    server: Server, reply: Reply, told: str
-) -> None:
+def test_what_a_server_says_is_told_in_short(server: Server, reply: Reply, told: str) -> None:
     server.answers[LOG_IN] = reply
     text = refused(400, by_password, server.url)
     assert f": the server refused: {told}" in text and "None" not in text
@@ -4636,9 +4630,7 @@ def test_a_server_is_trusted_by_its_certificate(
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "MAXIMUM_SUPPORTED"])  # 1.2: in the handshake
-def test_a_server_that_wants_a_certificate_of_ours_is_told_as_that(
-    secure: Any, version: str
-) -> None:
+def test_a_server_that_wants_a_certificate_of_ours_is_told(secure: Any, version: str) -> None:
     strict = secure(clients=ssl.CERT_REQUIRED)
     strict.tls.maximum_version = ssl.TLSVersion[version]
     for _, ask in CALLS * 10:
@@ -4821,9 +4813,7 @@ def test_no_secret_is_sent_once_time_is_up(proxy: Server, secure: Any) -> None:
 
 
 @posix_only
-def test_no_secret_is_sent_once_ctrl_c_is_pressed(
-    proxy: Server, secure: Any, monkeypatch: Patch
-) -> None:
+def test_no_secret_is_sent_after_ctrl_c(proxy: Server, secure: Any, monkeypatch: Patch) -> None:
     proxy.inside, willing, pressed = secure().tls, threading.Event(), threading.Event()
 
     def press(timeout: float) -> bool:
@@ -5330,9 +5320,7 @@ NO_SERVERS += [f"https://example.com/?key={HEADER}"]
     ],
     ids=ascii,
 )
-def test_a_bad_value_is_told_and_not_stored(
-    cli: Cli, args: List[str], where: str, lines: int
-) -> None:
+def test_a_bad_value_is_told_not_stored(cli: Cli, args: List[str], where: str, lines: int) -> None:
     done = cli("login", "--no-verify", "-k", KEY, *args)
     # What is wrong before the secret is asked for draws no warning of the secret.
     assert where in complaint(done, lines=lines)
@@ -5426,9 +5414,7 @@ def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
         (b"\xff\n", 1, "no API key: it is not valid text; "),
     ],
 )
-def test_no_answer_to_the_prompt_stores_nothing_and_brings_the_echo_back(
-    base: Path, typed: bytes, status: int, told: str
-) -> None:
+def test_no_answer_stores_nothing(base: Path, typed: bytes, status: int, told: str) -> None:
     screen = at_terminal("login", URL, "--no-verify", typed=typed)
     assert (screen.status, screen.echoes) == (status, True)
     assert not list(base.rglob("session.json"))
@@ -5503,11 +5489,9 @@ SPACED = "expected visible ASCII characters with single spaces inside"
 BAD_HEADERS = {  # what is told of them, behind where they are
     'expected "NAME: VALUE"': [HEADER, f"# {HEADER}"],
     "headers: a name has characters that HTTP does not allow": [f"A B: {HEADER}", f": {HEADER}"],
-    f"headers.A: {SPACED}": [f"A: {HEADER}\nB: c", f"A: {HEADER}é", "A:", f"A: {HEADER}\x7fB"],
+    f"headers.A: {SPACED}": [f"A: {HEADER}\nB: c", "A:"],
     "headers.authorization: this header is reserved": [f"authorization: bearer {HEADER}"],
 }
-for _name in ("x-api-key", "X-API-Key", "Cookie", "Host", "Content-Type"):
-    BAD_HEADERS[f"headers.{_name}: this header is reserved"] = [f"{_name}: {HEADER}"]
 
 
 @pytest.mark.parametrize("told", BAD_HEADERS)
@@ -5521,26 +5505,19 @@ def test_a_bad_header_is_refused_without_its_value(cli: Cli, told: str) -> None:
     assert not cli.base.exists()
 
 
-@pytest.mark.parametrize(
-    "data, told",
-    [
-        (None, ""),
-        (b"\xff", ""),
-        (b"A: b\n" * (1 << 18), ""),
-        (b"", 'expected "NAME: VALUE", one a line'),
-        (b"# A: b\n", 'expected "NAME: VALUE", one a line'),
-        (b"\xef\xbb\xbfA B: c", "line 1: headers: a name has characters that HTTP does not allow"),
-    ],
-    ids=["none", "ff", "big", "empty", "comment", "first line"],
-)
-def test_a_file_of_headers_that_is_none_is_named(
-    cli: Cli, data: Optional[bytes], told: str
-) -> None:
+def test_a_file_of_headers_that_is_none_is_named(cli: Cli) -> None:
     file = cli.top / "headers"
-    if data is not None:
+    assert complaint(cli(*with_extra(f"@{file}"))).startswith(f"-H: {file}: ")
+    for data, told in (
+        *(
+            ("# A: b\n", 'expected "NAME: VALUE", one a line'),
+            (b"\xff", ""),
+            ("A: b\n" * (1 << 18), ""),
+        ),
+        ("\ufeffA B: c", "line 1: headers: a name has characters that HTTP does not allow"),
+    ):
         put(file, data)
-    problem = complaint(cli(*with_extra(f"@{file}")))
-    assert problem.startswith(f"-H: {file}: {told}") and (not told or problem.endswith(told))
+        assert complaint(cli(*with_extra(f"@{file}"))).startswith(f"-H: {file}: {told}")
     assert not cli.base.exists()
 
 
@@ -5564,13 +5541,13 @@ def test_login_without_a_server_renews_the_current_or_the_named_profile(cli: Cli
     cli.store.set_current_profile("work")
     for flags, profile in (([], "work"), (["-P", "other"], "other")):
         assert cli(*RENEW, *flags).status == 0
-        new = cli.store.load(profile)
-        assert new and new.created_at != "then"
-        assert new == dataclasses.replace(OLD, auth=ApiKey(KEY, "cli"), created_at=new.created_at)
+        created = stored("created_at", profile)
+        new = dataclasses.replace(OLD, auth=ApiKey(KEY, "cli"), created_at=created)
+        assert cli.store.load(profile) == new and created != "then"
     assert cli.store.load("default") == OLD
     assert cli(*RENEW, "-n", "new", "-H", "A: b").status == 0
-    new = cli.store.load("other")
-    assert new and (new.auth, new.extra_headers) == (ApiKey(KEY, "new"), {"A": "b"})
+    assert stored("auth", "other") == ApiKey(KEY, "new")
+    assert stored("extra_headers", "other") == {"A": "b"}
 
 
 @pytest.mark.parametrize("variable", ["", "IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
@@ -5737,9 +5714,7 @@ def test_what_to_run_runs_in_the_same_virtual_environment(tmp_path: Path, is_act
 
 
 @pytest.mark.parametrize("directory", ["", "my files"])
-def test_what_to_run_renews_an_expired_session(
-    server: Server, tmp_path: Path, directory: str
-) -> None:
+def test_what_to_run_renews_an_old_session(server: Server, tmp_path: Path, directory: str) -> None:
     options = ["-d", str(tmp_path / directory)] if directory else []
     store = SessionStore(*options[1:])
     store.save(Session(f"{server.url}/api", EXPIRED.auth, "", CANARIES), "a b")
@@ -5823,9 +5798,7 @@ LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
     ],
     ids=brief,
 )
-def test_status_tells_the_facts_to_people_and_to_programs(
-    cli: Cli, session: Session, expires: str, facts: Dict[str, object]
-) -> None:
+def test_status_tells_the_facts(cli: Cli, session: Session, expires: str, facts: Any) -> None:
     cli.store.save(session, "work")
     text, data = cli("status", "-P", "work"), cli("status", "-P", "work", "--json")
     for status, out, err in (text, data):
@@ -5905,7 +5878,7 @@ def test_user_name_and_password_of_a_stored_url_are_not_shown(cli: Cli, command:
 
 @pytest.mark.parametrize("command", USING)
 @pytest.mark.parametrize("variable, value", [("API_KEY", HEADER), ("SERVER", "https://b")])
-def test_half_an_environment_stops_every_command_that_would_use_another_account(
+def test_half_an_environment_stops_a_command(
     cli: Cli, command: str, variable: str, value: str
 ) -> None:
     cli.set(**{f"IMMICH_{variable}": value})
@@ -6155,13 +6128,6 @@ def test_exec_hands_on_a_closed_stream(logged_in: Place, number: int) -> None:
     assert run(*command, preexec_fn=lambda: os.close(number)).status == 10 + number
 
 
-def test_a_command_that_is_not_found_is_status_127(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    cli.set(PATH=f"/usr/bin:/bin:{MODULE}")  # a file among the directories is no obstacle
-    for path in ("nosuch", "./nosuch", "/nosuch/nosuch", "", "odd\udcff"):
-        assert complaint(cli("exec", "--", path), 127)
-
-
 @root_only
 def test_a_closed_directory_among_those_of_commands_is_no_obstacle(public: Path) -> None:
     (public / "closed").mkdir(mode=0o700)
@@ -6181,11 +6147,12 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(cli: Cli) -> 
     here = cli.top
     file = put(here / "here", "x")
     put(here / "bin" / "in-path", "x")
-    cli.set(PATH=str(here / "bin"))
+    # A file among the directories is no obstacle.
+    cli.set(PATH=os.pathsep.join([str(MODULE), str(here / "bin")]))
     cli.patch.chdir(here)
     for command, status in (
         *(("in-path", 126), ("./in-path", 127), ("./here", 126), ("here", 127)),
-        *((file, 126), (here, 126)),
+        *((file, 126), (here, 126), ("/nosuch/nosuch", 127)),
     ):
         problem = os.strerror(errno.EACCES if status == 126 else errno.ENOENT)
         told = complaint(cli("exec", "--", command), status)
@@ -6194,6 +6161,7 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(cli: Cli) -> 
     told = complaint(cli("exec", "--", "a\0b"), 127)
     assert told == "a\\x00b: it cannot be run: this cannot be a command"
     assert complaint(cli("exec", "--", ""), 127).startswith("'': it cannot be run: ")
+    assert complaint(cli("exec", "--", "odd\udcff"), 127)
 
 
 @posix_only
@@ -6226,9 +6194,7 @@ def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, e
     "session",
     [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
 )
-def test_this_command_run_by_exec_has_the_same_session(
-    cli: Cli, session: Session, source: str
-) -> None:
+def test_exec_of_this_command_has_the_same_session(cli: Cli, session: Session, source: str) -> None:
     own, other = SessionStore(cli.top / "own"), with_url("https://other.example.com/api")
     options = ["-d", cli.top / "own"] if source == "directory" else []
     cli.store.save(session if source == "file" else other)
@@ -6372,9 +6338,7 @@ IDLE = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY": URL, "IMMICH_CONFIG_DIR": 
 
 @pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
 @pytest.mark.parametrize("variables", OVERRIDES, ids="+".join)
-def test_variables_that_override_a_change_are_named(
-    cli: Cli, args: List[str], variables: Any
-) -> None:
+def test_variables_that_override_it_are_named(cli: Cli, args: List[str], variables: Any) -> None:
     cli.store.save(SESSION, "work")
     cli.set(**variables)
     status, out, err = cli(*args)
@@ -6493,9 +6457,7 @@ def test_a_hostile_config_json_is_told_and_replaced(cli: Cli, hostile: Hostile) 
 
 
 @pytest.mark.parametrize("command", [" ".join(LOGIN_HERE), "import", "profile switch"], ids=brief)
-def test_a_profile_that_is_named_mends_a_hostile_config_json(
-    cli: Cli, hostile: Hostile, command: str
-) -> None:
+def test_a_named_profile_mends_a_hostile_config(cli: Cli, hostile: Hostile, command: str) -> None:
     cli.store.save(SESSION, "work")
     put(cli.base / "auth.yml", AUTH_YML)
     is_directory = hostile(cli.store.config_json).is_dir()
@@ -6687,9 +6649,7 @@ def test_a_read_only_directory_can_be_read_but_not_written(public: Path) -> None
         ("-d relative exec -- true", [1, 4]),
     ],
 )
-def test_a_deleted_current_directory_is_no_traceback(
-    cli: Cli, command: str, statuses: List[int]
-) -> None:
+def test_a_deleted_directory_is_no_traceback(cli: Cli, command: str, statuses: List[int]) -> None:
     here = cli.top / "here"
     here.mkdir()
     if "exec" in command:
@@ -6753,9 +6713,7 @@ TOO_MUCH = [f"a.{KEY}", 7, "b\x1b[2J", "c" * 3000]  # the first two are not told
     ],
     ids=brief,
 )
-def test_login_tells_what_a_weak_key_may_do(
-    desk: Desk, reply: Reply, flags: List[str], name: Any, told: Any
-) -> None:
+def test_a_weak_key_is_told(desk: Desk, reply: Reply, flags: Any, name: Any, told: Any) -> None:
     desk.server.answers[ME] = reply
     status, _, err = desk.by_key(*flags)
     note = f"immich_session: note: this key has only these permissions: {told}\n"
@@ -6765,9 +6723,7 @@ def test_login_tells_what_a_weak_key_may_do(
     assert stored("auth") == ApiKey(KEY, name)
 
 
-def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
-    desk: Desk, wall: Server
-) -> None:
+def test_login_asks_for_no_secret_before_it_finds_an_api(desk: Desk, wall: Server) -> None:
     for flags in (BY_KEY, BY_PASSWORD, ["-k", KEY], ["-e", EMAIL]):
         status, _, err = desk.log_in(KEY, wall.url, *flags)
         assert status in (1, 4) and is_told_as_a_wall(err, wall)
@@ -6778,9 +6734,7 @@ def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
 
 
 @pytest.mark.parametrize("flags", [[], ["-k", "-"], ["-e", EMAIL]], ids=" ".join)
-def test_a_person_is_asked_for_a_secret_hidden_by_the_name_of_the_api_found_and_else_not(
-    server: Server, flags: List[str]
-) -> None:
+def test_the_hidden_prompt_names_the_api_that_was_found(server: Server, flags: List[str]) -> None:
     what = "password" if "-e" in flags else "API key"
     screen = at_terminal("login", f"{server.url}/share", *flags, typed=f"{PASSWORD}\n".encode())
     assert f"{what} for {server.url}/api: " in screen.text and PASSWORD not in screen.text
@@ -6809,8 +6763,8 @@ FAILURES: List[Tuple[Answer, int, bool, str]] = [
 
 
 @pytest.mark.parametrize("answer, status, is_end, told", FAILURES, ids=brief)
-def test_a_server_that_fails_is_told_and_only_logout_changes_anything(
-    desk: Desk, answer: Answer, status: int, is_end: bool, told: str
+def test_a_failing_server_is_told(
+    desk: Desk, answer: Any, status: int, is_end: bool, told: str
 ) -> None:
     desk.server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), answer))
     desk.store.set_current_profile("default")
@@ -6921,9 +6875,7 @@ def test_headers_are_stored_but_not_shown(desk: Desk) -> None:
     + [(recorded(f"{ME} v1.124.2"), None), (denial(403, "Missing"), None)],
     ids=brief,
 )
-def test_status_tells_whose_session_it_is_and_what_it_may_do(
-    desk: Desk, reply: Reply, permissions: Any, account: Optional[str]
-) -> None:
+def test_status_tells_whose_it_is(desk: Desk, reply: Reply, permissions: Any, account: Any) -> None:
     hold(desk.server, ApiKey(KEY, "mine"))
     desk.server.answers.update({ME: reply, USER: recorded(USER if account else "no user.read")})
     shown = ", ".join(permissions or []).replace("\x1b", "\\x1b") or "none"
@@ -6993,8 +6945,8 @@ def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
     ],
     ids=str,
 )
-def test_login_replaces_nothing_but_a_session_of_the_same_account(
-    desk: Desk, auth: Any, flags: List[str], described: str
+def test_only_the_same_account_is_replaced(
+    desk: Desk, auth: Any, flags: Any, described: str
 ) -> None:
     secret, new = (KEY, KEY) if "-k" in flags else (PASSWORD, NEW_TOKEN)
     old = hold(desk.server, auth)
@@ -7044,9 +6996,7 @@ def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(desk: Desk) -
         ("no URL", "https://photos.test", False),
     ],
 )
-def test_login_and_import_replace_nothing_but_a_session_of_the_same_server(
-    desk: Desk, old: str, typed: str, is_same: bool
-) -> None:
+def test_only_the_same_server_is_replaced(desk: Desk, old: str, typed: str, is_same: bool) -> None:
     def is_as_expected(outcome: Outcome) -> bool:
         return outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
 
@@ -7090,9 +7040,7 @@ UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x
     + [(recorded(LOG_OUT), "has ended on the server")],
     ids=brief,
 )
-def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored(
-    desk: Desk, answer: Any, told: str
-) -> None:
+def test_a_replaced_session_is_ended_after_the_login(desk: Desk, answer: Any, told: str) -> None:
     seen: List[str] = []
     desk.server.answers[LOG_OUT] = after(lambda: seen.append(stored("secret")), answer)
     for ask, new in ((desk.by_key, KEY), (desk.by_password, NEW_TOKEN)):
@@ -7103,7 +7051,7 @@ def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored
     assert ended(desk.server) == [TOKEN, TOKEN]
 
 
-def test_a_replaced_session_is_ended_also_where_the_new_one_cannot_become_current(
+def test_a_replaced_session_is_ended_if_the_new_one_cannot_be_current(
     desk: Desk,
 ) -> None:
     hold(desk.server, LOGIN.auth)
@@ -7153,9 +7101,7 @@ sys.exit(immich_session.main(sys.argv[5:]))
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy tells less of what it does")
-def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
-    server: Server, base: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_leaves_no_unstored_session(server: Server, base: Path, tmp_path: Path) -> None:
     flag, outcomes = tmp_path / "answered", []
     server.answers[LOG_IN] = after(flag.touch, recorded(LOG_IN))
     for number in range(1, 99):
@@ -7210,9 +7156,7 @@ def test_ctrl_c_does_not_wait_for_the_server_and_stores_nothing(
     assert not list(base.rglob("session.json")) and not ended(server)
 
 
-def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
-    server: Server, base: Path, monkeypatch: Patch
-) -> None:
+def test_ctrl_c_loses_no_answer_on_its_way(server: Server, base: Path, monkeypatch: Patch) -> None:
     not_under_mutation()
     finish = Handler.finish
     for _ in range(5):
@@ -7233,9 +7177,7 @@ def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
 
 @pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 @pytest.mark.parametrize("url", [URL, "no url"])
-def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
-    desk: Desk, variable: str, url: str
-) -> None:
+def test_a_session_for_another_server_stays(desk: Desk, variable: str, url: str) -> None:
     desk.store.save(dataclasses.replace(THEIRS, server_url=url))
     desk.patch.setenv(variable, desk.server.url)
     for secret, flags in ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD)):
@@ -7272,9 +7214,7 @@ def test_login_sends_the_extra_headers_of_the_environment(desk: Desk, tmp_path: 
     [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.evil.test", True)]
     + [("localhost", False), ("127.0.0.2", False), ("[::1]", False), ("x.localhost", False)],
 )
-def test_a_secret_that_travels_unencrypted_is_told(
-    proxy: Server, desk: Desk, host: str, is_told: bool
-) -> None:
+def test_an_unencrypted_secret_is_told(proxy: Server, desk: Desk, host: str, is_told: bool) -> None:
     url = f"http://{host}"
     answers = {**proxy.answers, PING: PONG}
     proxy.answers = {line.replace(" ", f" {url}", 1): a for line, a in answers.items()}
@@ -7288,9 +7228,7 @@ def test_a_secret_that_travels_unencrypted_is_told(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
-def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_asked_for(
-    server: Server, public: Path
-) -> None:
+def test_an_unwritable_directory_is_told_before_the_prompt(server: Server, public: Path) -> None:
     directory = public / "profiles" / "default"
     directory.mkdir(parents=True)
     for path in (directory, directory.parent):
@@ -7315,18 +7253,16 @@ def test_a_directory_on_a_read_only_mount_is_told_as_that(desk: Desk, disk: Path
 
 
 @pytest.mark.parametrize("profiles", [["-P", "default"], ["--all"], []], ids=str)
-def test_logout_leaves_what_another_process_stored_meanwhile(
-    cli: Any, server: Server, profiles: List[str]
-) -> None:
-    server.answers[LOG_OUT] = after(lambda: SessionStore().save(THEIRS), recorded(LOG_OUT))
-    hold(server, LOGIN.auth)
-    status, _, err = cli("logout", *profiles)
-    assert (status, SessionStore().load()) == (0, THEIRS)
+def test_logout_leaves_what_another_process_stored_meanwhile(desk: Desk, profiles: Any) -> None:
+    hold(desk.server, LOGIN.auth)
+    desk.server.answers[LOG_OUT] = after(lambda: desk.store.save(THEIRS), recorded(LOG_OUT))
+    status, _, err = desk("logout", *profiles)
+    assert (status, desk.store.load()) == (0, THEIRS)
     assert 'profile "default" holds another session by now, which stays\n' in err
     assert "has ended on the server" in err and "removed" not in err
-    hold(server, LOGIN.auth)
-    server.answers[LOG_OUT] = after(lambda: SessionStore().clear("default"), recorded(LOG_OUT))
-    status, _, err = cli("logout", *profiles)  # the other one has logged out as well
+    hold(desk.server, LOGIN.auth)
+    desk.server.answers[LOG_OUT] = after(lambda: desk.store.clear("default"), recorded(LOG_OUT))
+    status, _, err = desk("logout", *profiles)  # the other one has logged out as well
     assert status == 0 and "another session" not in err
 
 
@@ -7491,15 +7427,14 @@ $ IMMICH_API_KEY=k token  # 1
 """
 
 
-def converse(cli: Any, typed: str, monkeypatch: Patch) -> str:
+def converse(desk: Desk, typed: str) -> str:
     """Run a line of the conversation, and return it with what it brought."""
-    line, _, stdin = typed.partition(" <")
+    line, _, stdin = typed.replace("URL", desk.server.url).partition(" <")
     words = shlex.split(line)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{stdin.strip()}\n".encode())))
+    with desk.patch.context() as patch:
         while "=" in words[0]:
             patch.setenv(*words.pop(0).split("="))
-        status, out, err = cli(*words)
+        status, out, err = desk(*words, stdin=f"{stdin.strip()}\n")
     told = "".join(f"! {line}\n" for line in err.replace("immich_session: ", "").splitlines())
     if "--json" in words:
         assert out == json.dumps(json.loads(out), indent=2) + "\n"
@@ -7509,15 +7444,12 @@ def converse(cli: Any, typed: str, monkeypatch: Patch) -> str:
 
 
 @posix_only
-def test_people_are_told_what_happened_in_these_words(
-    cli: Any, server: Server, monkeypatch: Patch
-) -> None:
+def test_people_are_told_what_happened_in_these_words(desk: Desk) -> None:
     expected = CONVERSATION.replace("\\\n  ", "").lstrip()
     lines = re.findall(r"(?m)^\$ (.*?)(?:  # \d+)?$", expected)
-    names = {"URL": server.url, "HOME": os.environ["HOME"], "COMMAND": own_command()}
-    told = "".join(converse(cli, line.replace("URL", server.url), monkeypatch) for line in lines)
-    for name, text in names.items():
-        told = told.replace(text, name)
+    told = "".join(converse(desk, line) for line in lines)
+    for name, text in (("URL", desk.server.url), ("HOME", HOME), ("COMMAND", own_command())):
+        told = told.replace(os.environ.get(text, text), name)
     assert told.splitlines() == expected.splitlines()
 
 
