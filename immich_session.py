@@ -39,7 +39,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 __version__ = "1.1.0"
 
@@ -148,12 +148,16 @@ class ServerUnreachableError(ServerError):
 # Rules: what may be shown, and what is a profile name, a URL, a header
 
 
+def _without_query(url: str) -> str:
+    return re.split("[?#]", url)[0]
+
+
 def _public_url(url: str) -> str:
     """Return *url* without what may be secret in it: user name, password, query, fragment."""
     scheme, found, rest = url.partition("://")
     if scheme.lower() not in ("http", "https"):
         scheme, found, rest = "", "", url
-    shown = re.split("[?#]", rest)[0]
+    shown = _without_query(rest)
     if "@" in rest and shown != rest:  # nobody can tell which part is which
         shown = "***"
     elif "@" in rest:
@@ -219,32 +223,40 @@ def _checked_url(url: str, source: str = "server_url") -> re.Match[str]:
     raise InvalidSessionError(problem, None, source)
 
 
-def _without_query(url: str) -> str:
-    return re.split("[?#]", url)[0]
+def _ascii_host(host: str, source: str) -> str:
+    """Return a host, with its port, by its ASCII name (RFC 3490).
 
-
-def _normalised_url(typed: str, source: str = "server_url", is_page: bool = False) -> str:
-    """Return the URL that a person means by *typed*: https by default, no trailing slash.
-
-    *is_page*: it may be the address of a page, whose query and fragment are dropped.
+    Refuse what browsers, which follow UTS #46, take for another name ("ß" is "ss" in RFC 3490).
     """
-    typed = _without_query(typed) if is_page else typed
+    import unicodedata
+    import urllib.parse
+
+    name, colon, port = host.lower().partition(":")
+    with contextlib.suppress(ValueError):
+        urllib.parse.urlsplit(f"//{name}")  # refuses what would become a slash
+        encoded = name.encode("idna")
+        if encoded.decode("idna") == unicodedata.normalize("NFKC", name):
+            return encoded.decode("ascii") + colon + port
+    raise InvalidSessionError('write the name of its host in ASCII ("xn--...")', None, source)
+
+
+def _normalised_url(typed: str, source: str = "server_url") -> str:
+    """Return the URL that a person means by *typed*: https by default, no trailing slash."""
     typed = typed.strip() if "://" in typed else f"https://{typed.strip()}"
     scheme, _, rest = typed.partition("://")
     host, slash, path = rest.partition("/")
-    if not host.isascii():
-        import urllib.parse
-
-        with contextlib.suppress(ValueError):  # stays as it is, and is refused below
-            urllib.parse.urlsplit(f"//{host}")  # refuses what IDNA would turn into a slash
-            host = host.encode("idna").decode("ascii")
+    host = host if host.isascii() else _ascii_host(host, source)
     url = f"{scheme.lower()}://{host}{slash}{path}".rstrip("/")
     _checked_url(url, source)
     return url
 
 
+def _ends_in_api(url: str) -> bool:
+    return (_checked_url(url)["path"] or "").endswith("/api")
+
+
 def _with_api(url: str) -> str:
-    return url if url.endswith("/api") else url + "/api"
+    return url if _ends_in_api(url) else url + "/api"
 
 
 def _is_same_server(old: str, new: str) -> bool:
@@ -261,8 +273,8 @@ def _is_same_server(old: str, new: str) -> bool:
 def _is_same_api(one: str, other: str) -> bool:
     """Tell whether two API bases have the same host, port (80 is 443 here) and path."""
     is_same_server = _is_same_server(one, other) or _is_same_server(other, one)
-    paths = {re.sub("^[^/]*//[^/]*", "", url).rstrip("/") for url in (one, other)}
-    return is_same_server and len(paths) == 1
+    paths = [url.rstrip("/").split("/", 3)[3:] for url in (one, other)]
+    return is_same_server and paths[0] == paths[1]
 
 
 def _check_secret(secret: str, member: str, path: Optional[str] = None) -> None:
@@ -284,13 +296,17 @@ def _given_secret(text: str, member: str, path: Optional[str] = None) -> str:
     return secret
 
 
+def _header_member(name: str) -> str:
+    """Return what names a header in an error; a name that is not allowed may hold its value."""
+    return f"headers.{name}" if re.fullmatch(_FIELD_NAME, name) else "headers"
+
+
 def _check_extra_headers(headers: Mapping[str, str]) -> None:
     """Refuse what may not be sent (RFC 9110 §5), or would shadow the credential."""
     for name, value in headers.items():
-        problem, member = None, f"headers.{name}"
-        if not re.fullmatch(_FIELD_NAME, name):
+        problem, member = None, _header_member(name)
+        if member == "headers":
             problem = "a name has characters that HTTP does not allow"
-            member = "headers"  # without its colon, the name holds the value
         elif not re.fullmatch(rf"{_VISIBLE}(?: {_VISIBLE})*", value):
             problem = "expected visible ASCII characters with single spaces inside"
         elif re.fullmatch(_RESERVED, f"{name}: {value}", re.IGNORECASE):
@@ -324,14 +340,13 @@ def _add_headers(
     headers: Dict[str, str], text: str, member: str, path: Optional[str] = None
 ) -> None:
     """Add what the lines of a variable hold to *headers*, or those of the file *path*."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line]
-    if path is not None:  # comments; a variable has none, as "#" may begin the name of a header
-        lines = [(number, line) for number, line in lines if not line.startswith("#")]
-        if not lines:
-            raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
-    for number, line in lines:
-        _add_header(headers, line, member, path, number)
+    known = len(headers)
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        # A variable has no comments, as "#" may begin the name of a header.
+        if line and not (path is not None and line.startswith("#")):
+            _add_header(headers, line, member, path, number)
+    if path is not None and len(headers) == known:
+        raise InvalidSessionError('expected "NAME: VALUE", one a line', path, member)
 
 
 # JSON: strict where the meaning could differ
@@ -345,7 +360,6 @@ _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, pars
 _encoded = json.JSONEncoder(ensure_ascii=False).encode
 
 _NOT_UNICODE = "it is not UTF-8, or has unpaired surrogates"
-_BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
 
 
 def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> object:
@@ -367,7 +381,7 @@ def _decode(text: Union[str, bytes], decoder: json.JSONDecoder = _DECODER) -> ob
     except json.JSONDecodeError as error:
         problem = f"it is not JSON (line {error.lineno}, column {error.colno})"
         if error.doc.startswith("\ufeff"):
-            problem = _BOM
+            problem = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
         elif not error.doc.strip():
             problem = "it is empty"
     except ValueError:
@@ -521,7 +535,7 @@ class Session:
             _string(top.get("server_url"), "server_url"),
             Jwt(*values) if method == "jwt" else ApiKey(*values),
             _string(top.get("created_at"), "created_at"),
-            {name: _string(headers[name], f"headers.{name}") for name in headers},
+            {name: _string(headers[name], _header_member(name)) for name in headers},
         )
 
     def to_json(self) -> str:
@@ -606,8 +620,8 @@ class Session:
         if self.extra_headers:
             lines = (f"{name}: {value}" for name, value in self.extra_headers.items())
             variables["IMMICH_HEADERS"] = "\n".join(lines)
-        others = {} if environ is None else environ
-        return {**{n: v for n, v in others.items() if n not in _SESSION_VARIABLES}, **variables}
+        others = (environ or {}).items()
+        return {**{n: v for n, v in others if n not in _SESSION_VARIABLES}, **variables}
 
     def __repr__(self) -> str:
         return f"Session({_public_url(self.server_url)!r}, {self.auth!r}, {self.created_at!r})"
@@ -763,90 +777,81 @@ class _Place:
     The sync is for failures too: without it, a crash could bring back what was removed.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = self.prefix = path
-        self.at: Dict[str, int] = {}
-        self.both: Dict[str, int] = {}
+    held: Optional[int] = None
+
+    def __init__(self, path: str, base: str) -> None:
+        self.path, self.base = path, base
 
     def __enter__(self) -> _Place:
         if _user() == 0:
-            descriptor = os.open(self.path or os.curdir, os.O_RDONLY)
-            self.prefix, self.at = "", {"dir_fd": descriptor}
-            self.both = {"src_dir_fd": descriptor, "dst_dir_fd": descriptor}
+            self.held = os.open(self.path or os.curdir, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # what was to be made is there by now
-            for descriptor in self.at.values():
-                os.close(descriptor)
+            if self.held is not None:
+                os.close(self.held)
         _sync_directory(self.path)
 
     def entry(self, name: str) -> str:
-        """Return the path of something in the directory, for calls with the options ``at``."""
-        return os.path.join(self.prefix, name)
+        """Return the path of something in the directory, for calls with dir_fd=held."""
+        return os.path.join(self.path, name) if self.held is None else name
+
+    def heir(self) -> Optional[os.stat_result]:
+        """Return the status of the directory if its owner gets what root makes there.
+
+        None: it stays root's.  So it does where others may write, there or from above the base
+        directory on: a directory that anybody could have placed is given no secret.
+        """
+        owner = None if self.held is None else os.fstat(self.held)
+        if owner is None or owner.st_uid == 0 or owner.st_mode & 0o022:
+            return None
+        above = (os.path.dirname(self.base), os.path.join(self.base, os.pardir))
+        for path in (*above, self.base, os.path.join(self.base, "profiles"), self.path):
+            with contextlib.suppress(FileNotFoundError):  # it is still to be made
+                status = os.stat(path or os.curdir)
+                if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
+                    return None
+        return owner
+
+    def settle(self, descriptor: int, mode: int) -> os.stat_result:
+        """Give what was just made its mode, and what root made its owner; return its status."""
+        heir, status = self.heir(), os.fstat(descriptor)
+        if heir is None and stat.S_IMODE(status.st_mode) == mode:
+            return status
+        with contextlib.suppress(OSError, AttributeError):  # not every system can
+            os.fchmod(descriptor, mode)  # the umask may have taken our own rights away
+            if heir is not None:
+                os.fchown(descriptor, heir.st_uid, heir.st_gid)
+        return os.fstat(descriptor)
 
 
-def _heir(place: int, directory: str, base: str) -> Optional[os.stat_result]:
-    """Return the status of the open directory *place* if its owner gets what root makes there.
-
-    None: it stays root's.  So it does where others may write, there or from above *base* on: a
-    directory that anybody could have placed is given no secret.
-    """
-    owner = os.fstat(place)
-    if owner.st_uid == 0 or owner.st_mode & 0o022:
-        return None
-    above = (os.path.dirname(base), os.path.join(base, os.pardir))
-    for path in (*above, base, os.path.join(base, "profiles"), directory):
-        with contextlib.suppress(FileNotFoundError):  # it is still to be made
-            status = os.stat(path or os.curdir)
-            if status.st_mode & 0o022 or status.st_uid not in (0, owner.st_uid):
-                return None
-    return owner
-
-
-def _settle(descriptor: int, mode: int, heir: Optional[os.stat_result]) -> os.stat_result:
-    """Give what was just made its mode, and what root made its owner; return its status."""
-    status = os.fstat(descriptor)
-    if heir is None and stat.S_IMODE(status.st_mode) == mode:
-        return status
-    with contextlib.suppress(OSError, AttributeError):  # not every system can
-        os.fchmod(descriptor, mode)  # the umask may have taken our own rights away
-        if heir is not None:
-            os.fchown(descriptor, heir.st_uid, heir.st_gid)
-    return os.fstat(descriptor)
-
-
-def _open_own_directory(path: str) -> int:
+def _open_own_directory(place: _Place, entry: str) -> int:
     """Open a directory that was just made, also if the umask took our right to read it."""
     try:
-        return os.open(path, _DIRECTORY_FLAGS)
+        return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
     except PermissionError:
         if not hasattr(os, "O_PATH"):  # macOS, PyPy
-            os.chmod(path, 0o700, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
-            return os.open(path, _DIRECTORY_FLAGS)
-        descriptor = os.open(path, _DIRECTORY_FLAGS | os.O_PATH)
+            is_followed = os.chmod not in os.supports_follow_symlinks
+            os.chmod(entry, 0o700, dir_fd=place.held, follow_symlinks=is_followed)
+            return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
+        descriptor = os.open(entry, _DIRECTORY_FLAGS | os.O_PATH, dir_fd=place.held)
     try:
         if os.fstat(descriptor).st_uid == _user():
             os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # a path could be swapped for a link
     finally:
         os.close(descriptor)
-    return os.open(path, _DIRECTORY_FLAGS)
+    return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
 
 
-def _settle_directory(path: str, base: str) -> None:
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        descriptor = _open_own_directory(path)
-        stack.callback(os.close, descriptor)
-        made, heir = os.fstat(descriptor), None
-        if made.st_uid != _user() or os.listdir(descriptor):
-            return
-        if _user() == 0:
-            place = os.open(os.pardir, os.O_RDONLY, dir_fd=descriptor)
-            stack.callback(os.close, place)
-            name = os.path.basename(path)
-            if os.path.samestat(made, os.stat(name, dir_fd=place, follow_symlinks=False)):
-                heir = _heir(place, os.path.dirname(path), base)
-        _settle(descriptor, 0o700, heir)
+def _settle_directory(place: _Place, entry: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = _open_own_directory(place, entry)
+        try:
+            if os.fstat(descriptor).st_uid == _user() and not os.listdir(descriptor):
+                place.settle(descriptor, 0o700)
+        finally:
+            os.close(descriptor)
 
 
 def _temporary_name(name: str) -> str:
@@ -867,21 +872,20 @@ def _make_one_directory(path: str, base: str) -> None:
     """Make a directory that has its mode and owner from the moment at which it has its name."""
     _refuse_to_replace(path)
     above, name = os.path.split(path)
-    temporary = _temporary_name("new")
-    with _Place(above) as place:
-        made = place.entry(temporary)
+    with _Place(above, base) as place:
+        made, wanted = place.entry(_temporary_name("new")), place.entry(name)
         try:
-            os.mkdir(made, 0o700, **place.at)
-            _settle_directory(os.path.join(above, temporary), base)
+            os.mkdir(made, 0o700, dir_fd=place.held)
+            _settle_directory(place, made)
             _refuse_to_replace(path)  # rename would, if it is empty
-            _patiently(os.rename, made, place.entry(name), **place.both)
+            _patiently(os.rename, made, wanted, src_dir_fd=place.held, dst_dir_fd=place.held)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                os.rmdir(made, **place.at)
+                os.rmdir(made, dir_fd=place.held)
             if not isinstance(error, OSError):
                 raise
-            os.mkdir(place.entry(name), 0o700, **place.at)  # some file systems rename none
-            _settle_directory(path, base)
+            os.mkdir(wanted, 0o700, dir_fd=place.held)  # some file systems rename none
+            _settle_directory(place, wanted)
 
 
 def _make_directory(path: str, base: str, tries: int = 9) -> None:
@@ -928,7 +932,7 @@ def _link_target(path: str) -> str:
     A link of anybody else's is itself that file, and so is a link to what is no regular file.
     """
     target = path
-    for _ in range(40):  # Linux follows as many
+    for _ in range(41):  # Linux follows 40
         try:
             kind = os.lstat(target).st_mode
             if not stat.S_ISLNK(kind):
@@ -955,19 +959,24 @@ def _remove(path: str) -> None:
     except OSError as error:
         # A read-only file system refuses before it looks whether the file exists.
         if _found(os.lstat, path):
-            problem = _sentence(path, "it cannot be removed", _reason(error))
-            raise SessionError(problem) from error
+            raise SessionError(_sentence(path, "it cannot be removed", _reason(error))) from error
+
+
+def _entries(directory: str, empty: Tuple[Type[OSError], ...] = (FileNotFoundError,)) -> List[str]:
+    """Return the names in a directory; none for an error that means that it is *empty*."""
+    try:
+        return os.listdir(directory or os.curdir)
+    except empty:
+        return []
+    except OSError as error:
+        raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
 
 
 def _temporaries(path: str) -> List[str]:
     """Return what killed processes left, or live ones are writing, for *path*."""
     directory, name = os.path.split(path)
-    try:
-        entries = os.listdir(directory or os.curdir)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or it shows nobody its names
-        return []
-    except OSError as error:
-        raise SessionError(_sentence(directory, "it cannot be read", _reason(error))) from error
+    # Where the names may not be read, a directory counts as empty.
+    entries = _entries(directory, (FileNotFoundError, NotADirectoryError, PermissionError))
     start = f".{name}."
     ends = (entry[len(start) :] for entry in entries if entry.startswith(start))
     found = (end for end in ends if re.fullmatch(r"[a-z0-9_]{8}\.tmp", end))
@@ -985,13 +994,12 @@ def _sweep(path: str, now: float) -> None:
 def _replace(path: str, data: bytes, base: str) -> os.stat_result:
     """Put a new file in the place of *path*, and return its status."""
     directory, name = os.path.split(path)
-    with _Place(directory) as place:
-        temporary = place.entry(_temporary_name(name))
+    with _Place(directory, base) as place:
+        temporary, wanted = place.entry(_temporary_name(name)), place.entry(name)
         try:
-            descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, **place.at)
+            descriptor = os.open(temporary, _CREATE_FLAGS, 0o600, dir_fd=place.held)
             try:
-                heir = _heir(place.at["dir_fd"], directory, base) if place.at else None
-                status = _settle(descriptor, 0o600, heir)
+                status = place.settle(descriptor, 0o600)
                 with contextlib.suppress(SessionError):  # by the file system's clock
                     _sweep(path, status.st_mtime)
                 while data:
@@ -999,10 +1007,10 @@ def _replace(path: str, data: bytes, base: str) -> os.stat_result:
                 _sync(descriptor)
             finally:
                 os.close(descriptor)
-            _patiently(os.replace, temporary, place.entry(name), **place.both)
+            _patiently(os.replace, temporary, wanted, src_dir_fd=place.held, dst_dir_fd=place.held)
         except BaseException:  # Ctrl-C too, wherever it comes
             with contextlib.suppress(OSError):
-                _patiently(os.unlink, temporary, **place.at)
+                _patiently(os.unlink, temporary, dir_fd=place.held)
             raise
         return status
 
@@ -1161,20 +1169,10 @@ class SessionStore:
         _make_directory(base, base)
         _write_file(path, data, base)
 
-    def _entries(self) -> List[str]:
-        """Return, sorted, what is in profiles/, profile or not."""
-        profiles = self._path("profiles")
-        try:
-            return sorted(os.listdir(profiles))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise SessionError(_sentence(profiles, "it cannot be read", _reason(error))) from error
-
     def list_profiles(self) -> List[str]:
         """Return the profiles that have a session.json, sorted; open none of them."""
         profiles = self._path("profiles")
-        names = filter(_is_profile_name, self._entries())
+        names = sorted(filter(_is_profile_name, _entries(profiles)))
         return [name for name in names if _found(os.stat, f"{profiles}/{name}/session.json")]
 
     def save(self, session: Session, profile: Optional[str] = None) -> None:
@@ -1252,7 +1250,7 @@ def _from_variables(
     """Return what the one of these variables that is set holds: text, file, and its name."""
     filled = _filled(environ, names)
     if len(filled) > 1:
-        problem = f"{' and '.join(filled[1:])} is set as well: keep one of them"
+        problem = f"set only one of {', '.join(filled)}"
         raise InvalidSessionError(problem, None, filled[0])
     name = _variable(environ, names) or ""
     text = environ.get(name, "")
@@ -1282,7 +1280,7 @@ def session_from_env(environ: Optional[Mapping[str, str]] = None) -> Optional[Se
     environ = os.environ if environ is None else environ
     url = _environment_url(environ)
     # Without a URL the secret is not looked at: it must not travel to another source's server.
-    if url is None or not any(name in environ for name in _SECRET_VARIABLES):
+    if url is None or _variable(environ, _SECRET_VARIABLES) is None:
         return None
     text, path, variable = _from_variables(environ, _SECRET_VARIABLES)
     secret = _given_secret(text, variable, path)
@@ -1312,15 +1310,13 @@ def _find_session(
     profile: Optional[str], store: SessionStore
 ) -> Tuple[Optional[Session], Optional[str]]:
     """Return the session to use, and the profile that was looked at; None: the environment."""
-    if profile is not None or store._base_dir is not None:
-        name = store.get_current_profile() if profile is None else profile
-        return store.load(name), name
-    session = session_from_env()
+    is_explicit = profile is not None or store._base_dir is not None
+    session = None if is_explicit else session_from_env()
     if session is not None:
         return session, None
-    name = store.get_current_profile()
+    name = store.get_current_profile() if profile is None else profile
     session = store.load(name)
-    if session is not None and not os.environ.get("IMMICH_PROFILE"):
+    if session is not None and not is_explicit and not os.environ.get("IMMICH_PROFILE"):
         _refuse_half_environment(session)
     return session, name
 
@@ -1341,7 +1337,9 @@ def _require_session(
     where = store._path("profiles", profile)
     remedies = [remedy(session, profile, store) for remedy in _REMEDIES]
     if store._base_dir is None and not is_named:
-        remedies.append("set IMMICH_INSTANCE_URL and IMMICH_API_KEY")
+        sources = (_URL_VARIABLES, _SECRET_VARIABLES)
+        missing = [names[0] for names in sources if not _filled(os.environ, names)]
+        remedies.append(f"set {' and '.join(missing)}")
     remedy = f": {', or '.join(remedies)}" if remedies else ""
     text = f'profile "{profile}" {problem} ({where}){remedy}'
     raise NotLoggedInError(_printable(text), profile)
@@ -1751,7 +1749,7 @@ class _Client:
 
 def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
     """Yield what may be the API base of a server, in the order in which it is looked for."""
-    if is_base or url.endswith("/api"):
+    if is_base or _ends_in_api(url):
         yield url
     origin = _checked_url(url)["origin"]
     for _ in range(6):
@@ -1776,7 +1774,7 @@ def _find_api(client: _Client, typed: str, is_base: bool = False, hint: str = ""
 
     *is_base*: the address was found to be one before; *hint*: what else may help if none does.
     """
-    url, status = _normalised_url(typed, is_page=True), 0
+    url, status = _normalised_url(_without_query(typed)), 0
     tried: List[str] = []
     for base in _possible_bases(client, url, is_base):
         if base in tried:
@@ -2314,9 +2312,9 @@ def _login_server(args: Any, store: SessionStore, profile: str) -> Tuple[str, Ma
 
     Without one, a session is renewed, and says what the options do not.
     """
-    args.renewed = None
     if args.SERVER is not None:
-        return _normalised_url(args.SERVER, "SERVER", not args.no_verify), {}
+        typed = args.SERVER if args.no_verify else _without_query(args.SERVER)
+        return _normalised_url(typed, "SERVER"), {}
     url = _environment_url(os.environ)
     if url is None:
         session, problem = _loaded(store, profile)
@@ -2416,7 +2414,7 @@ def _login(args: Any, store: SessionStore) -> int:
     return 0
 
 
-def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
+def _log_out_of(args: Any, store: SessionStore, profile: str) -> int:
     session, problem = _loaded(store, profile)
     status, outcome = 0, f'the session of profile "{profile}" is removed from this computer'
     if problem is not None:
@@ -2440,7 +2438,8 @@ def _log_out_of(profile: str, store: SessionStore, args: Any) -> int:
 def _logout(args: Any, store: SessionStore) -> int:
     if args.all:
         directory = store._path("profiles")
-        profiles = [n for n in store._entries() if _found(os.listdir, os.path.join(directory, n))]
+        names = sorted(_entries(directory))
+        profiles = [n for n in names if _found(os.listdir, os.path.join(directory, n))]
     else:
         profiles = [_target_profile(args, store)]
     if not profiles:
@@ -2448,7 +2447,7 @@ def _logout(args: Any, store: SessionStore) -> int:
     statuses = [0]
     for profile in profiles:
         try:
-            statuses.append(_log_out_of(profile, store, args))
+            statuses.append(_log_out_of(args, store, profile))
         except SessionError as error:  # and go on with the others
             _say(error)
             statuses.append(1)
@@ -2667,7 +2666,7 @@ def _import(args: Any, store: SessionStore) -> int:
     profile = _target_profile(args, store)
     path = store._path("auth.yml") if args.FILE is None else args.FILE
     session = _parse_file(path, _parse_auth_yml, _text_file(path, private=True))
-    args.renewed, args.no_verify = None, True  # as in a login that asks no server
+    args.no_verify = True  # as in a login that asks no server
     _store_session(args, store, profile, session)
     return 0
 
@@ -2807,7 +2806,7 @@ def _parser() -> Any:
     parser.add_argument("--version", action="store_true", help="print the version")
     directory = "the directory of the files (default: IMMICH_CONFIG_DIR, else ~/.config/immich)"
     parser.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
-    parser.set_defaults(run=None, parser=parser)
+    parser.set_defaults(run=None, parser=parser, renewed=None)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
         group, _, verb = name.rpartition(" ")

@@ -626,6 +626,13 @@ def test_a_token_makes_room_for_the_authorization_of_a_proxy(name: str) -> None:
                 cannot_be_sent(with_headers({name: value}, session), f"headers.{name}")
 
 
+@pytest.mark.parametrize("name", NO_FIELD_NAMES)
+def test_the_name_of_a_header_in_a_file_is_not_told_where_its_value_may_be(name: str) -> None:
+    members = {**json.loads(SESSION.to_json()), "headers": {name: 1}}
+    problem = invalid(None, "headers", Session.from_json, json.dumps(members))
+    assert problem == "expected a string"
+
+
 UNSENDABLE = [
     *(
         ({name: HEADER}, f"headers.{name}")
@@ -1733,9 +1740,18 @@ def test_what_root_makes_belongs_to_the_owner_of_its_directory(
 
 @root_only
 def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) -> None:
+    os.chown(config.parent, 0, -1)
     for owner in (0, 12345, 65534):
         os.chown(config / "profiles" / "work" / "session.json", owner, owner)
         assert not root_keeps(config, config)
+
+
+@root_only
+def test_a_directory_of_root_gives_away_not_even_a_group(config: Path) -> None:
+    for path in (config.parent, *config.parent.rglob("*")):
+        os.chown(path, 0, 12345)
+    assert root_keeps(config, config)
+    assert (config / "profiles" / "work" / "session.json").stat().st_gid == 0
 
 
 @root_only
@@ -1744,6 +1760,7 @@ def test_what_root_replaces_belongs_to_the_owner_of_its_directory(config: Path) 
     [
         *(("", 0o1777, 0), ("", 0o775, 65534), ("", 0o755, 12345)),
         *(("immich/profiles/work", bits, 65534) for bits in (0o770, 0o702)),
+        ("immich/profiles", 0o770, 65534),
         ("..", 0o1777, 65534),  # where the link is that leads there
     ],
 )
@@ -2293,6 +2310,19 @@ def test_a_link_stays_and_its_target_is_replaced(hops: int, there: bool, store: 
     store.set_current_profile("work")
     assert store.config_json.is_symlink()
     assert json.loads(target.read_text()) == {"theme": "dark", "current_profile": "work"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux, which follows 40")
+@pytest.mark.parametrize("hops", [39, 40, 41, 50])
+def test_as_many_links_are_followed_as_the_system_follows(hops: int, store: Place) -> None:
+    target = put(store.top / "0", SESSION.to_json())
+    for hop in range(1, hops):
+        link(store.top / str(hop), str(hop - 1))
+    link(store.file, store.top / str(hops - 1))
+    is_followed = os.path.exists(store.file)
+    store.save(OTHER, "work")
+    assert store.load("work") == OTHER and store.file.is_symlink() is is_followed
+    assert target.read_text() == (OTHER if is_followed else SESSION).to_json()
 
 
 @posix_only
@@ -3218,6 +3248,9 @@ def test_two_urls_in_the_environment_name_one_server_or_are_an_error() -> None:
         ("https://example.com/myapi", "https://example.com/myapi/api"),
         ("Bücher.example:8080/x", "https://xn--bcher-kva.example:8080/x/api"),
         ("http://Bücher.example/a://b", "http://xn--bcher-kva.example/a://b/api"),
+        ("https://a.müLLER:2283/", "https://a.xn--mller-kva:2283/api"),
+        ("\u4f8b\u3048.\u30c6\u30b9\u30c8:8443", "https://xn--r8jz45g.xn--zckzah:8443/api"),
+        *((f"{x}api{y}", f"https://api{y}/api") for x in ("", "https://") for y in ("", ":2283")),
     ],
 )
 def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
@@ -3257,11 +3290,22 @@ def test_whatever_the_url_it_can_be_asked_or_is_refused(start: str, rest: str) -
         f"https://{TOKEN}\uff0f.example.com",  # which IDNA turns into a slash
         f"https://{TOKEN}\u2100.example.com",  # a/c
         f"https://{TOKEN}\uff1a80",
+        "http://photos.example.com:\uff12",
+        f"https://u:ü{TOKEN}@photos.example.com",
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_url_that_is_none_is_an_error_of_its_variable(variable: str, url: str) -> None:
     invalid(None, variable, session_from_env, {variable: url, "IMMICH_API_KEY": KEY})
+
+
+@pytest.mark.parametrize(
+    "host", ["straße.de", "STRAẞE.de", "\u03c3\u03c2.gr", "a\u200db.\u0915\u094d\u200d"]
+)
+def test_a_host_that_browsers_call_by_another_name_is_refused(host: str) -> None:
+    for port in ("", ":2283"):
+        with_key = {"IMMICH_SERVER": f"https://{host}{port}", "IMMICH_API_KEY": KEY}
+        assert "in ASCII" in invalid(None, "IMMICH_SERVER", session_from_env, with_key)
 
 
 @pytest.mark.parametrize(
@@ -3539,6 +3583,20 @@ HALVES = [  # what the environment says, what is stored, and what is missing whe
 ]
 
 
+@pytest.mark.parametrize(
+    "variable, missing",
+    [
+        *((name, "IMMICH_INSTANCE_URL") for name in SECRET_VARIABLES),
+        *((name, "IMMICH_API_KEY") for name in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")),
+    ],
+)
+def test_who_is_not_logged_in_is_told_what_half_an_environment_lacks(
+    variable: str, missing: str, monkeypatch: Patch
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    assert str(error_of(NotLoggedInError, "", get_session)).endswith(f" set {missing}")
+
+
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_half_an_environment_is_never_used(half: Any, store: Place, monkeypatch: Patch) -> None:
     environ, stored, missing = half
@@ -3556,12 +3614,6 @@ def test_half_an_environment_is_never_used(half: Any, store: Place, monkeypatch:
     assert get_session("default") == get_session(store=SessionStore(store.base)) == session
     monkeypatch.setenv("IMMICH_PROFILE", "default")
     assert get_session() == session
-
-
-@pytest.mark.parametrize("name", ["IMMICH_API_KEY", "IMMICH_SERVER"])
-def test_half_an_environment_alone_is_no_login(name: str, store: Place, monkeypatch: Patch) -> None:
-    monkeypatch.setenv(name, URL)
-    error_of(NotLoggedInError, "set IMMICH_INSTANCE_URL and IMMICH_API_KEY", get_session)
 
 
 # ---- cut here ---- Above: the tests of keeping sessions. Below: those of asking the server.
@@ -6173,7 +6225,7 @@ def test_import_stores_the_session_of_the_official_cli(cli: Cli, text: str, key:
 MISSING = "expected url and key, or instanceUrl and apiKey"
 NO_VALUES = [f"# {KEY}", f"|\n  {KEY}", f">-\n  {KEY}", f"&anchor {KEY}", f"*{KEY}", f"!!str {KEY}"]
 NO_VALUES += [f"[{KEY}]", f"{KEY}: x", f"{KEY}:", f"'{KEY}", f'"{KEY}\\q"', f"'{KEY}' {KEY}", "~"]
-NO_VALUES += ["null", "Null", "NULL", ""]
+NO_VALUES += ["null", "Null", "NULL", "null  # here", ""]
 NO_LINES = [KEY, f"auth:\n  url: {URL}\n  key: {KEY}\n", f"- url: {URL}\n- key: {KEY}\n"]
 NO_LINES += [f"{{url: {URL}, key: {KEY}}}", f'{{"url": "{URL}", "key": "{KEY}"}}']
 NO_AUTH_YMLS = {  # what is told, and of what
