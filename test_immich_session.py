@@ -5896,9 +5896,7 @@ HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 
 @pytest.mark.parametrize("command", ["status", "profile list"])
 @pytest.mark.parametrize(
-    "auth",
-    [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)],
-    ids=brief,
+    "auth", [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)], ids=brief
 )
 def test_control_characters_of_stored_values_are_escaped(cli: Cli, auth: Any, command: str) -> None:
     cli.store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
@@ -6773,7 +6771,6 @@ def test_headers_are_stored_but_not_shown(desk: Desk) -> None:
     [(recorded("weak me"), ["user.read"]), (replying(name="n", permissions=[]), [])]
     + [(replying(name="n", permissions=["a\x1bb", "c"]), ["a\x1bb", "c"]), (recorded(ME), ["all"])]
     + [(recorded(f"{ME} v1.124.2"), None), (denial(403, "Missing"), None)],
-    ids=brief,
 )
 def test_status_tells_whose_it_is(desk: Desk, reply: Reply, permissions: Any, account: Any) -> None:
     hold(desk.server, ApiKey(KEY, "mine"))
@@ -6937,7 +6934,6 @@ UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x
     [(recorded("bad token", version), "had ended on the server already") for version in VERSIONS]
     + [(answer, "may still be valid on the server") for answer in UNKNOWN_ENDS]
     + [(recorded(LOG_OUT), "has ended on the server")],
-    ids=brief,
 )
 def test_a_replaced_session_is_ended_after_the_login(desk: Desk, answer: Any, told: str) -> None:
     seen: List[str] = []
@@ -6950,9 +6946,7 @@ def test_a_replaced_session_is_ended_after_the_login(desk: Desk, answer: Any, to
     assert ended(desk.server) == [TOKEN, TOKEN]
 
 
-def test_a_replaced_session_is_ended_if_the_new_one_cannot_be_current(
-    desk: Desk,
-) -> None:
+def test_a_replaced_session_is_ended_if_the_new_one_cannot_be_current(desk: Desk) -> None:
     hold(desk.server, LOGIN.auth)
     (desk.base / "config.json").mkdir()
     status, _, err = desk.by_key("-P", "default")
