@@ -7085,10 +7085,13 @@ def test_a_session_for_another_server_stays(desk: Desk, variable: str, url: str)
 
 def test_login_sends_the_extra_headers_of_the_environment(desk: Desk, tmp_path: Path) -> None:
     desk.patch.setenv("IMMICH_INSTANCE_URL", desk.server.url)
-    desk.patch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
     other = ["-H", f"@{put(tmp_path / 'headers', 'X-B: b')}"]
     ways: Tuple[Any, ...] = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
-    for flags, sent in (([], [HEADER, None]), (other, [None, "b"])):
+    for flags, variable, sent in (
+        ([], f"X-A: {HEADER}", [HEADER, None]),
+        (other, "no header, and not looked at", [None, "b"]),
+    ):
+        desk.set(IMMICH_HEADERS=variable)
         for secret, by in ways:
             desk.server.asked.clear()
             desk.store.clear("x")
