@@ -47,6 +47,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import (
     IO,
     Any,
@@ -115,6 +116,7 @@ def put(path: Path, text: Union[str, bytes] = "") -> Path:
 
 
 def link(path: Path, target: Union[str, Path]) -> Path:
+    needs_posix("links")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     return path
@@ -337,22 +339,18 @@ whoami(session, *, timeout=…)
 """
 
 
-def test_the_public_names_are_listed_once_and_are_there() -> None:
-    assert set(immich_session.__all__) in PIECES
-    assert len(immich_session.__all__) == len(set(immich_session.__all__))
-    assert all(hasattr(immich_session, name) for name in immich_session.__all__)
-    assert immich_session.DEFAULT_PROFILE == "default"
-    assert immich_session.AuthMethod == Union[Jwt, ApiKey]
-
-
 @unmutated
-def test_every_class_and_function_without_an_underscore_is_listed() -> None:
+def test_every_name_without_an_underscore_is_listed_once_and_is_there() -> None:
+    listed = immich_session.__all__
+    assert set(listed) in PIECES and len(listed) == len(set(listed))
+    assert all(hasattr(immich_session, name) for name in listed)
     own = {
         name
         for name, value in vars(immich_session).items()
         if getattr(value, "__module__", "") == immich_session.__name__ and name[0] != "_"
     }
-    assert own <= set(immich_session.__all__)
+    assert own <= set(listed)
+    assert immich_session.AuthMethod == Union[Jwt, ApiKey]
 
 
 def test_the_file_has_its_version_and_its_licence_because_it_travels_alone() -> None:
@@ -373,27 +371,21 @@ def test_a_name_is_used_below_the_place_where_it_is_defined() -> None:
         assert [name for name in used if lines.get(name, 0) > block.lineno] == []
 
 
-@pytest.mark.parametrize(
-    "signature",
-    [
-        line
-        for line in SIGNATURES.split("\n")
-        if re.split("[.(]", line)[0] in immich_session.__all__
-    ],
-)
-def test_callers_may_rely_on_names_and_order_of_parameters(signature: str) -> None:
-    name, function = signature.partition("(")[0], immich_session
-    for part in name.split("."):
-        function = getattr(function, part)
-    assert callable(function)
-    shown = []
-    for parameter in inspect.signature(function).parameters.values():
-        plain = parameter.default in (parameter.empty, None, 60)
-        default = parameter.default if plain else Ellipsis
-        shown.append(parameter.replace(annotation=parameter.empty, default=default))
-        if parameter.name == "timeout":
-            assert parameter.default == 10.0
-    assert name + str(inspect.Signature(shown)).replace("Ellipsis", "…") == signature
+def test_callers_may_rely_on_names_and_order_of_parameters() -> None:
+    for signature in SIGNATURES.strip().split("\n"):
+        function: Any = immich_session
+        name = signature.partition("(")[0]
+        if name.partition(".")[0] not in immich_session.__all__:
+            continue
+        for part in name.split("."):
+            function = getattr(function, part)
+        shown = []
+        for parameter in inspect.signature(function).parameters.values():
+            plain = parameter.default in (parameter.empty, None, 60)
+            default = parameter.default if plain else Ellipsis
+            shown.append(parameter.replace(annotation=parameter.empty, default=default))
+            assert parameter.name != "timeout" or parameter.default == 10.0
+        assert name + str(inspect.Signature(shown)).replace("Ellipsis", "…") == signature
 
 
 @unmutated
@@ -426,21 +418,17 @@ def test_an_import_loads_nothing_that_was_not_to_be_loaded() -> None:
     assert done.stdout.decode().strip() == ""
 
 
-@pytest.mark.skipif(sys.flags.optimize > 1, reason="without docstrings")
-def test_the_docstrings_say_what_is_not_protected() -> None:
-    module, function = immich_session.__doc__ or "", is_jwt_expired.__doc__ or ""
-    assert "pickle" in module and "asdict" in module and "signature" in function
-
-
-def test_help_of_the_module_shows_nothing_of_the_environment() -> None:
+def test_help_says_what_is_not_protected_and_shows_nothing_of_the_environment() -> None:
     not_under_mutation()
     names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "AWS_SECRET_ACCESS_KEY")
     environ = {**os.environ, **dict(zip(names, (KEY, TOKEN, f"A: {HEADER}", "hunter2")))}
+    environ["PYTHONOPTIMIZE"] = ""  # which could take the docstrings away
     command = [sys.executable, "-B", "-m", "pydoc", "immich_session"]
     output = subprocess.check_output(command, env=environ, cwd=MODULE.parent, timeout=60)
     shown = output.decode(errors="replace")  # in the encoding of the system
     assert leaks(shown) == []
-    assert all(re.search(rf"\b{name}\b", shown) for name in immich_session.__all__)
+    words = ("pickle", "asdict", "The signature is not", *immich_session.__all__)
+    assert all(re.search(rf"\b{word}\b", shown) for word in words)
 
 
 # Errors
@@ -452,12 +440,9 @@ def test_errors_are_caught_by_the_classes_above_them_and_carry_what_a_caller_nee
         assert error.__bases__ == (SessionError, ValueError)
     assert NotLoggedInError.__bases__ == ServerError.__bases__ == (SessionError,)
     assert ServerUnreachableError.__bases__ == (ServerError,)
-    assert (NotLoggedInError("no", "work").profile, NotLoggedInError("no").profile) == (
-        "work",
-        None,
-    )
-    assert (ServerError("no", 403).status, ServerError("no").status) == (403, None)
-    assert ServerUnreachableError("no").status is None
+    assert NotLoggedInError("no", "work").profile == "work"
+    assert ServerError("no", 403).status == 403
+    assert (NotLoggedInError("no").profile, ServerUnreachableError("no").status) == (None, None)
     assert str(NotLoggedInError("no", "work")) == str(ServerError("no", 403)) == "no"
 
 
@@ -493,9 +478,7 @@ if os.name == "posix":  # where a path has room for them
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n.isascii() else pytest.param(n, marks=any_letters) for n in GOOD_NAMES],
-    ids=ascii,
+    "name", [n if n.isascii() else pytest.param(n, marks=any_letters) for n in GOOD_NAMES]
 )
 def test_a_visible_path_component_is_a_profile_name(name: str, store: Place) -> None:
     store.save(SESSION, name)
@@ -505,7 +488,7 @@ def test_a_visible_path_component_is_a_profile_name(name: str, store: Place) -> 
     assert os.listdir(store.base / "profiles") == [name] == store.list_profiles()
 
 
-@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_anything_else_is_refused_as_a_profile_name_everywhere(name: str, store: Place) -> None:
     uses = (store.config_dir, store.set_current_profile, store.load, store.clear, get_session)
     for use in (*uses, partial(store.save, SESSION), partial(get_session, store=store)):
@@ -513,33 +496,20 @@ def test_anything_else_is_refused_as_a_profile_name_everywhere(name: str, store:
     assert names(store.top) == []
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", " ", "a\x1b"])
-def test_a_name_in_the_environment_is_checked(name: str, store: Place, monkeypatch: Patch) -> None:
-    monkeypatch.setenv("IMMICH_PROFILE", name)
-    for use in (store.get_current_profile, store.load, store.clear, get_session):
-        error_of(InvalidProfileError, "IMMICH_PROFILE", use)
-    assert not store.base.exists()
-
-
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "a\x1b", "a" * 256])
-def test_a_name_in_config_json_is_checked(name: str, store: Place) -> None:
+@pytest.mark.parametrize("name", ["", "..", "a/b", " ", "a\n", "a\x1b", "a" * 256])
+def test_a_name_in_config_json_and_the_environment_is_checked(
+    name: str, store: Place, monkeypatch: Patch
+) -> None:
     put(store.config_json, json.dumps({"current_profile": name, "theme": "dark"}))
-    for use in (store.get_current_profile, store.load, store.clear, store.config_dir):
+    uses = (store.get_current_profile, store.load, store.clear, store.config_dir, get_session)
+    for use in uses:
         error_of(InvalidProfileError, store.config_json, use)
     store.set_current_profile("work")
     assert json.loads(store.config_json.read_text()) == {"current_profile": "work", "theme": "dark"}
-
-
-@any_letters
-def test_any_text_is_a_directory_of_its_own_or_is_refused(tmp_path: Path) -> None:
-    @settings(deadline=None, max_examples=150)
-    @given(st.text(max_size=5) | st.text("./\\ a\n\ud800", max_size=4))
-    def check(name: str) -> None:
-        with contextlib.suppress(InvalidProfileError):
-            directory = SessionStore(tmp_path).config_dir(name)
-            assert os.path.realpath(directory) == os.path.join(tmp_path, "profiles", name)
-
-    check()
+    monkeypatch.setenv("IMMICH_PROFILE", name)
+    for use in uses if name else ():  # an empty variable counts as unset
+        error_of(InvalidProfileError, "IMMICH_PROFILE", use)
+    assert names(store.base) == ["config.json"]
 
 
 @settings(deadline=None)
@@ -626,42 +596,29 @@ def test_a_token_makes_room_for_the_authorization_of_a_proxy(name: str) -> None:
                 cannot_be_sent(with_headers({name: value}, session), f"headers.{name}")
 
 
-@pytest.mark.parametrize("name", NO_FIELD_NAMES)
-def test_the_name_of_a_header_in_a_file_is_not_told_where_its_value_may_be(name: str) -> None:
-    members = {**json.loads(SESSION.to_json()), "headers": {name: 1}}
-    problem = invalid(None, "headers", Session.from_json, json.dumps(members))
-    assert problem == "expected a string"
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_reserved_header_is_refused_in_any_case(name: str) -> None:
+    for spelled in (name.lower(), name.upper(), name.title()):
+        cannot_be_sent(with_headers({spelled: HEADER}), f"headers.{spelled}")
 
 
-UNSENDABLE = [
-    *(
-        ({name: HEADER}, f"headers.{name}")
-        for change in (str.lower, str.upper, str.title)
-        for name in map(change, RESERVED)
-    ),
-    *(({name: HEADER}, "headers") for name in NO_FIELD_NAMES),
-    *(({"X-Pass": v.replace("a", HEADER)}, "headers.X-Pass") for v in NO_FIELD_VALUES),
-    ({"X-Pass": HEADER, "x-pass": "b"}, "headers"),
-]
-
-
-@pytest.mark.parametrize("headers, member", UNSENDABLE, ids=range(len(UNSENDABLE)))
-def test_a_header_that_is_reserved_or_cannot_travel(headers: Any, member: str) -> None:
-    cannot_be_sent(with_headers(headers), member)
-
-
-def test_any_other_header_is_for_a_person_to_set() -> None:
+def test_a_header_that_cannot_travel_is_refused_and_any_other_is_sent() -> None:
+    for name in NO_FIELD_NAMES:
+        cannot_be_sent(with_headers({name: HEADER}), "headers")
+        text = document(with_headers(CANARIES), "headers", {name: 1})  # a value may be in a name
+        assert invalid(None, "headers", Session.from_json, text) == "expected a string"
+    for value in NO_FIELD_VALUES:
+        cannot_be_sent(with_headers({"X-Pass": value.replace("a", HEADER)}), "headers.X-Pass")
+    cannot_be_sent(with_headers({"X-Pass": HEADER, "x-pass": "b"}), "headers")
     spaced = "a b !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
     for headers in (*({name: HEADER} for name in FREE), {"X-Pass": spaced}):
         assert with_headers(headers).headers() == {**headers, "x-api-key": KEY}
 
 
-@pytest.mark.parametrize(
-    "junk", ["", " ", " a", "\n", "\r\nX: 1", "\t", "\0", "\x7f", "é", "ключ", "\ud800"], ids=ascii
-)
-def test_a_secret_that_could_not_travel_is_refused(junk: str) -> None:
-    cannot_be_sent(with_auth(ApiKey(junk and KEY + junk)), "auth.api_key.key")
-    cannot_be_sent(with_auth(Jwt(junk and TOKEN + junk, "", "")), "auth.jwt.access_token")
+def test_a_secret_that_could_not_travel_is_refused() -> None:
+    for junk in ("", " ", " a", "\n", "\r\nX: 1", "\t", "\0", "\x7f", "é", "ключ", "\ud800"):
+        cannot_be_sent(with_auth(ApiKey(junk and KEY + junk)), "auth.api_key.key")
+        cannot_be_sent(with_auth(Jwt(junk and TOKEN + junk, "", "")), "auth.jwt.access_token")
 
 
 @settings(deadline=None)
@@ -755,9 +712,8 @@ def unreadable(text: Payload, member: Optional[str] = None) -> str:
     return invalid(None, member, Session.from_json, text)
 
 
-@pytest.mark.parametrize(
-    ("session", "text"),
-    [
+def test_the_text_is_byte_for_byte_the_one_of_the_ocaml_cli() -> None:
+    for session, text in (
         (Session("", Jwt(ACCESS, "", "alice@example.com"), "yesterday"), JWT_FILE),
         (key_session(None), key_file()),
         (key_session("cli"), key_file("cli")),
@@ -765,26 +721,20 @@ def unreadable(text: Payload, member: Optional[str] = None) -> str:
         (key_session("\t\r\n\0"), key_file("\\t\\r\\n\\u0000")),
         *((key_session(name), key_file(name)) for name in ("é漢字\U0001f600", UNESCAPED)),
         (key_session(None, Id="é", A="b"), key_file("", HEADERS_MEMBER)),
-    ],
-    ids=range(8),
-)
-def test_the_text_is_byte_for_byte_the_one_of_the_ocaml_cli(session: Session, text: str) -> None:
-    assert session.to_json() == text
-    assert Session.from_json(text) == Session.from_json(text.encode()) == session
+    ):
+        assert session.to_json() == text
+        assert Session.from_json(text) == Session.from_json(text.encode()) == session
 
 
 def test_the_ocaml_cli_may_escape_its_own_way_and_names_may_be_empty_or_null() -> None:
     escapes = "".join(f"\\u{ord(c):04X}" if c not in "\t\n\r" else repr(c)[1:-1] for c in CONTROLS)
     assert Session.from_json(key_file(escapes)) == key_session(CONTROLS)
-    for name in (CONTROLS, ""):
-        assert Session.from_json(key_session(name).to_json()) == key_session(name)
     assert '"name": ""' in key_session("").to_json()
     assert Session.from_json(document(SESSION, "auth.api_key.name", None)).auth == ApiKey(KEY)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
+def test_what_changes_no_meaning_is_skipped() -> None:
+    for old, new in (
         *((",", " ,\r\n\t"), (":{", " : {\n"), ("{", "{  "), ('00"}', '00"}\r\n')),
         *(('"jwt",', '"\\u006awt",'), ('{"s', '{"x":1,"x":"2","s')),
         *(('{"s', '{"":[ 1 , {"y":null} , true ],"s'), ('{"s', '{"x":-1e999,"y":0.1E+2,"s')),
@@ -794,36 +744,21 @@ def test_the_ocaml_cli_may_escape_its_own_way_and_names_may_be_empty_or_null() -
         *(('"}}', '"},"api_key":null}'), ('"}}', '"},"api_key":{"key":5}}')),
         ('"created', '"headers":{},"created'),
         ('"created', '"headers":{"a":"b"},"headers":{},"created'),
-    ],
-    ids=ascii,
-)
-def test_what_changes_no_meaning_is_skipped(old: str, new: str) -> None:
-    assert Session.from_json(edited(old, new)) == OCAML
+    ):
+        assert Session.from_json(edited(old, new)) == OCAML
+    # Nor does the order of members.
+    assert Session.from_json(json.dumps(json.loads(COMPACT), sort_keys=True)) == OCAML
 
 
-def test_the_order_of_members_does_not_matter() -> None:
-    assert (
-        Session.from_json(
-            f'{{"created_at":"{STAMP}","auth":{{"jwt":{{"email":"a@b.c","user_id":"u-1","access_token":'
-            '"tok.en.sig"},"type":"jwt"},"server_url":"https://immich.example.com"}'
-        )
-        == OCAML
-    )
-
-
-@pytest.mark.parametrize(
-    ("escaped", "value"),
-    [
+def test_any_string_is_accepted_as_a_value() -> None:
+    for escaped, value in (
         ("\\u00e9\\u6F22\\ud83d\\uDE00", "é漢\U0001f600"),
         ('\\"\\\\\\/\\b\\f\\n\\r\\t', '"\\/\b\f\n\r\t'),
         ("\\u0000\\u0001\\u007f", "\0\x01\x7f"),
         *((plain, plain) for plain in ("\x7f\u2028\uffff", "", "no address")),
-    ],
-    ids=ascii,
-)
-def test_any_string_is_accepted_as_a_value(escaped: str, value: str) -> None:
-    session = Session.from_json(edited("a@b.c", escaped))
-    assert session.auth == Jwt("tok.en.sig", "u-1", value)
+    ):
+        session = Session.from_json(edited("a@b.c", escaped))
+        assert session.auth == Jwt("tok.en.sig", "u-1", value)
 
 
 NO_JSON: List[Payload] = [
@@ -863,55 +798,37 @@ def test_what_is_no_json_object_in_utf_8_is_refused(text: Payload, told: str) ->
         assert unreadable(text.encode()) == unreadable(text)
 
 
-@pytest.mark.parametrize(
-    "lone", ["\\ud83d", "\\ude00", "\\ud83d\\u0041", "\\ud83d\\ud83d\\ude00", "\\ude00\\ud83d"]
-)
-def test_an_unpaired_surrogate_is_refused_wherever_it_is(lone: str) -> None:
-    for surrogate in (lone, lone.encode().decode("unicode-escape")):
-        assert "surrogate" in unreadable(edited("a@b.c", surrogate))
-        assert "surrogate" in unreadable(with_member(f'"{surrogate}":1'))
+def test_an_unpaired_surrogate_is_refused_wherever_it_is() -> None:
+    for lone in ("\\ud83d", "\\ude00", "\\ud83d\\u0041", "\\ud83d\\ud83d\\ude00", "\\ude00\\ud83d"):
+        for surrogate in (lone, lone.encode().decode("unicode-escape")):
+            assert "surrogate" in unreadable(edited("a@b.c", surrogate))
+            assert "surrogate" in unreadable(with_member(f'"{surrogate}":1'))
 
 
-@pytest.mark.parametrize("wrong", [(), (None,), (5,), (True,), ([KEY],)], ids=ascii)
-@pytest.mark.parametrize(
-    ("session", "path"),
-    [
-        *((SESSION, path) for path in ("server_url", "created_at", "auth", "auth.type")),
-        *((SESSION, path) for path in ("auth.api_key", "auth.api_key.key")),
-        *((LOGIN, f"auth.jwt{path}") for path in ("", ".access_token", ".user_id", ".email")),
-    ],
-)
-def test_a_missing_or_mistyped_member_is_named(session: Session, path: str, wrong: Any) -> None:
-    kind = "an object" if path in ("auth", "auth.api_key", "auth.jwt") else "a string"
-    assert unreadable(document(session, path, *wrong), path) == f"expected {kind}"
+STRING_MEMBERS = ["server_url", "created_at", "auth.type", "auth.api_key.key", "auth.jwt.user_id"]
+STRING_MEMBERS += ["auth.jwt.access_token", "auth.jwt.email", "headers.CF-Access-Client-Secret"]
+OBJECT_MEMBERS = ["auth", "auth.api_key", "auth.jwt", "headers"]
+METHODS = ["oauth", "JWT", "apikey", "api-key", "", " api_key", "jwt\0"]
+MISTYPED: List[Tuple[str, str, List[Any]]] = [
+    *((path, "a string", [None, 5, True, [KEY], {"a": KEY}]) for path in STRING_MEMBERS),
+    *((path, "an object", [None, 5, KEY, [KEY], [["a", "b"]]]) for path in OBJECT_MEMBERS),
+    ("auth.api_key.name", "a string", [5, True, [KEY], {"a": KEY}]),
+    ("auth.type", '"api_key" or "jwt"', METHODS),
+]
 
 
-@pytest.mark.parametrize(
-    ("path", "wrong"),
-    [
-        *(("auth.api_key.name", wrong) for wrong in (5, True, [KEY], {"a": KEY})),
-        *(("headers", wrong) for wrong in (None, 5, HEADER, [HEADER], [["a", "b"]])),
-        *((f"headers.{name}", x) for name in CANARIES for x in (None, 5, [HEADER], {"a": HEADER})),
-        *((path, KEY) for path in ("auth", "auth.api_key")),
-        *((path, {"a": KEY}) for path in ("server_url", "auth.type", "created_at")),
-        ("auth.api_key.key", {"a": KEY}),
-        *(("auth.type", name) for name in ("oauth", "JWT", "apikey", "api-key", "", " api_key")),
-        ("auth.type", "jwt\0"),
-    ],
-    ids=ascii,
-)
-def test_a_member_of_the_wrong_kind_is_named_and_its_value_is_not(path: str, wrong: object) -> None:
-    assert unreadable(document(with_headers(CANARIES), path, wrong), path).startswith("expected ")
+@pytest.mark.parametrize("path, kind, wrongs", MISTYPED)
+def test_a_missing_or_mistyped_member_is_named(path: str, kind: str, wrongs: List[Any]) -> None:
+    session = with_headers(CANARIES, LOGIN if "jwt" in path else SESSION)
+    for wrong in wrongs:
+        assert unreadable(document(session, path, wrong), path) == f"expected {kind}"
+    if None in wrongs and "headers" not in path:
+        assert unreadable(document(session, path), path) == f"expected {kind}"
 
 
 def test_the_member_of_the_other_method_is_no_substitute() -> None:
     text = document(SESSION, "auth.type", "jwt")
     assert unreadable(text, "auth.jwt") == "expected an object"
-
-
-def test_a_refusal_is_one_line_whatever_the_name_of_the_member() -> None:
-    text = json.dumps({**json.loads(SESSION.to_json()), "headers": {"a\n\x1b[2J\u202e": 5}})
-    error_of(InvalidSessionError, "headers.a\\n", Session.from_json, text)
 
 
 AUTHS = st.builds(Jwt, TEXT, TEXT, TEXT) | st.builds(ApiKey, TEXT, st.none() | TEXT)
@@ -935,17 +852,6 @@ def test_every_session_survives_being_written_pickled_and_copied(session: Sessio
     pickled = [pickle.dumps(session, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for again in (*map(pickle.loads, pickled), copy.copy(session), copy.deepcopy(session)):
         assert (again, hash(again), again.to_json()) == (session, hash(session), text)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text(st.characters() | st.just("\ud800"), max_size=4), st.booleans())
-def test_a_session_is_written_exactly_when_it_can_be_read_again(name: str, as_bytes: bool) -> None:
-    try:
-        text = key_session(name).to_json()
-    except InvalidSessionError:
-        assert re.search("[\ud800-\udfff]", name)
-    else:
-        assert Session.from_json(text.encode() if as_bytes else text) == key_session(name)
 
 
 @settings(deadline=None, max_examples=200)
@@ -1033,39 +939,23 @@ def test_what_is_no_jwt_or_does_not_tell_its_time_is_expired(token: str, clock: 
     assert token_session(token).expires_at() is None
 
 
-@pytest.mark.parametrize(
-    "body", [BODY, "eyJleHAiOjk5OTk5OTk5OTkgfR"]
-)  # its last bits are left over
-@pytest.mark.parametrize("ends", [(HEAD, ""), *((x, x) for x in ("AA", "AAA", "AAAA"))], ids=str)
-def test_a_jwt_is_cut_as_base64_allows(body: str, ends: Tuple[str, str], clock: None) -> None:
-    assert is_jwt_expired(f"{ends[0]}.{body}.{ends[1]}") is False
+def test_a_jwt_is_cut_as_base64_allows(clock: None) -> None:
+    for body in (BODY, "eyJleHAiOjk5OTk5OTk5OTkgfR"):  # whose last bits are left over
+        for ends in ((HEAD, ""), ("AA", "AA"), ("AAA", "AAA"), ("AAAA", "AAAA")):
+            assert is_jwt_expired(f"{ends[0]}.{body}.{ends[1]}") is False
 
 
-@pytest.mark.parametrize(
-    ("left", "leeway", "expired"),
-    [
+def test_the_leeway_counts(clock: None) -> None:
+    for left, leeway, expired in (
         *((61, 60, False), (60, 60, True), (1, 0, False), (0, 0, True), (-1, 0, True)),
         *((3600, 3600, True), (3600, 3599, False), (-60, -61, False), (-60, -60, True)),
         *((0.5, 0.25, False), (0.25, 0.5, True), (10, 4611686018427387903, True)),
         *((10, float("inf"), True), (10, float("nan"), True), (-10, float("-inf"), False)),
-        ("1e400", float("inf"), True),  # doubt means expired
-    ],
-)
-def test_the_leeway_counts(left: Any, leeway: float, expired: bool, clock: None) -> None:
-    token = jwt_of(f'{{"exp":{left if isinstance(left, str) else NOW + left}}}')
-    assert is_jwt_expired(token, leeway) is expired
-    assert token_session(token).is_expired(leeway) is expired
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    st.integers(-(10**18), 10**18) | st.integers(NOW - 99, NOW + 99) | st.floats(-1e18, 1e18),
-    st.integers(-99, 99),
-)
-def test_a_jwt_is_expired_exactly_from_its_time_on(exp: float, leeway: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: float(NOW))
-        assert is_jwt_expired(jwt_of(json.dumps({"exp": exp})), leeway) == (exp - leeway <= NOW)
+        (math.inf, float("inf"), True),  # doubt means expired
+    ):
+        token = jwt_of(json.dumps({"exp": NOW + left}).replace("Infinity", "1e400"))
+        assert is_jwt_expired(token, leeway) is expired
+        assert token_session(token).is_expired(leeway) is expired
 
 
 @settings(deadline=None, max_examples=200)
@@ -1098,9 +988,8 @@ def test_only_the_server_knows_the_end_of_a_token_without_a_dot() -> None:
         assert token_session(token).is_expired() is True
 
 
-@pytest.mark.parametrize(
-    ("exp", "moment"),
-    [
+def test_the_end_of_a_jwt_is_told_in_utc_if_known() -> None:
+    rows: List[Tuple[str, Optional[datetime]]] = [
         ("1763900000", datetime(2025, 11, 23, 12, 13, 20, tzinfo=timezone.utc)),
         ("1763900000.25", datetime(2025, 11, 23, 12, 13, 20, 250000, tzinfo=timezone.utc)),
         ("1", datetime(1970, 1, 1, 0, 0, 1, tzinfo=timezone.utc)),
@@ -1108,15 +997,12 @@ def test_only_the_server_knows_the_end_of_a_token_without_a_dot() -> None:
         ("253402300799", datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)),
         *((exp, None) for exp in ("253402300800", "1e18", "1e300", "1e400", "9" * 5000)),
         *((exp, None) for exp in ("-1e18", "-1e400")),
-    ],
-    ids=range(12),
-)
-def test_the_end_of_a_jwt_is_told_in_utc_if_known(exp: str, moment: Optional[datetime]) -> None:
-    session = token_session(jwt_of(f'{{"exp":{exp}}}'))
-    told = session.expires_at()
-    assert told == moment
-    assert told is None or told.utcoffset() == timedelta(0)
-    assert session.is_expired() is (float(exp) < time.time())
+    ]
+    for exp, moment in rows:
+        session = token_session(jwt_of(f'{{"exp":{exp}}}'))
+        told = session.expires_at()
+        assert told == moment and (told is None or told.utcoffset() == timedelta(0))
+        assert session.is_expired() is (float(exp) < time.time())
 
 
 # The values themselves
@@ -1142,34 +1028,19 @@ def test_a_session_holds_what_it_was_given_and_its_own_copy_of_the_extra_headers
     sessions = [session, Session(URL, ApiKey(KEY), "", headers)]
     headers.clear()
     assert [session.extra_headers for session in sessions] == [CANARIES, CANARIES]
-    for again in (pickle.loads(pickle.dumps(session)), copy.deepcopy(session)):
-        assert again.extra_headers == CANARIES
-        assert again.extra_headers is not session.extra_headers
+    assert copy.deepcopy(session).extra_headers is not session.extra_headers
     one, other = Session.create(URL, ApiKey(KEY)), Session.create(URL, ApiKey(KEY))
     assert one.extra_headers == other.extra_headers == {}
     assert one.extra_headers is not other.extra_headers
+    of_any_mapping = Session(URL, ApiKey(KEY), "", MappingProxyType(CANARIES))
+    assert of_any_mapping == Session(URL, ApiKey(KEY), "", CANARIES) and of_any_mapping.to_json()
 
 
-def test_extra_headers_may_be_any_mapping() -> None:
-    class Lines(Mapping):  # type: ignore[type-arg]
-        def __getitem__(self, name: str) -> str:
-            return CANARIES[name]
-
-        def __iter__(self) -> Iterator[str]:
-            return iter(CANARIES)
-
-        def __len__(self) -> int:
-            return len(CANARIES)
-
-    assert Session(URL, ApiKey(KEY), "", Lines()) == Session(URL, ApiKey(KEY), "", CANARIES)
-    assert Session(URL, ApiKey(KEY), "", Lines()).to_json()
-
-
-@pytest.mark.parametrize("value", [SESSION, LOGIN, SESSION.auth, LOGIN.auth], ids=repr)
-def test_values_cannot_be_changed(value: Any) -> None:
-    for name in vars(value):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, name, "other")
+def test_values_cannot_be_changed() -> None:
+    for value in (SESSION, SESSION.auth, LOGIN.auth):
+        for name in vars(value):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, name, "other")
 
 
 def test_values_are_equal_when_all_their_fields_are_and_hashable_without_extra_headers() -> None:
@@ -1186,14 +1057,9 @@ def test_values_are_equal_when_all_their_fields_are_and_hashable_without_extra_h
 
 
 def test_the_secret_is_the_key_or_the_token_and_asdict_gives_it_too() -> None:
-    assert (SESSION.secret, LOGIN.secret) == (KEY, TOKEN)
-    assert Session("", ApiKey(""), "").secret == ""
-    assert dataclasses.asdict(SESSION) == {
-        "server_url": URL,
-        "auth": {"key": KEY, "name": "cli"},
-        "created_at": SESSION.created_at,
-        "extra_headers": {},
-    }
+    assert (SESSION.secret, LOGIN.secret, Session("", ApiKey(""), "").secret) == (KEY, TOKEN, "")
+    assert list(dataclasses.asdict(SESSION)) == list(vars(SESSION))
+    assert dataclasses.asdict(SESSION)["auth"] == {"key": KEY, "name": "cli"}
 
 
 HEADERS_OF_ALL_SORTS = {"#A": "#b", "Authorization": "Basic YTpi", "X-Pass": f"{HEADER}: = '#"}
@@ -1202,7 +1068,7 @@ KIND += ["IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKEN", "IMMICH_HEADERS", "IMMICH
 KIND += ["IMMICH_PROFILE"]
 
 
-@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "token"])
+@pytest.mark.parametrize("session", [SESSION, LOGIN])
 def test_the_variables_of_a_session_are_those_of_everybody_who_reads_some(session: Session) -> None:
     variable = "IMMICH_API_KEY" if session is SESSION else "IMMICH_ACCESS_TOKEN"
     plain = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_URL": URL, variable: session.secret}
@@ -1212,19 +1078,14 @@ def test_the_variables_of_a_session_are_those_of_everybody_who_reads_some(sessio
     headers = "#A: #b\nAuthorization: Basic YTpi\nX-Pass: " + HEADER + ": = '#"
     with_all = with_headers(HEADERS_OF_ALL_SORTS, session)
     assert with_all.to_env() == {**plain, "IMMICH_HEADERS": headers}
-    invalid(None, "auth.api_key.key", with_auth(ApiKey(f"'{KEY}'")).to_env)
-    invalid(None, "auth.jwt.access_token", with_auth(Jwt(f'"{TOKEN}"', "", "")).to_env)
-
-
-@pytest.mark.parametrize(
-    "session", [SESSION, LOGIN, with_headers(CANARIES)], ids=["key", "token", "headers"]
-)
-def test_an_environment_with_a_session_has_no_other_and_is_a_copy(session: Session) -> None:
     rest = {"PATH": "/bin", "IMMICH_CONFIG_DIR": "/c", "IMMICH_LOG_LEVEL": "", "ODD": "\udcff"}
     environ = {**dict.fromkeys(KIND, "other"), **rest}
     before = dict(environ)
-    assert session.to_env(environ) == {**rest, **session.to_env()}
+    assert session.to_env(environ) == {**rest, **plain}
+    assert with_all.to_env(environ) == {**rest, **with_all.to_env()}
     assert environ == before
+    invalid(None, "auth.api_key.key", with_auth(ApiKey(f"'{KEY}'")).to_env)
+    invalid(None, "auth.jwt.access_token", with_auth(Jwt(f'"{TOKEN}"', "", "")).to_env)
 
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=9)
@@ -1265,13 +1126,19 @@ def test_a_repr_tells_what_is_no_secret_and_names_the_account() -> None:
             assert not leaks(repr(value), str(value), f"{value}", ascii(value), [value])
 
 
-def test_no_secret_is_in_the_repr_of_a_subclass() -> None:
+def test_what_a_subclass_adds_is_shown_and_not_stored() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class OwnKey(ApiKey):
+        note: str = ""
+
     @dataclasses.dataclass(frozen=True)
     class Own(Session):
         note: str = ""
 
-    own = Own(URL.replace("://", f"://me:{HEADER}@"), ApiKey(KEY), "then", CANARIES, "mine")
-    assert "mine" in repr(own) and not leaks(repr(own))
+    url, auth = URL.replace("://", f"://me:{HEADER}@"), OwnKey(KEY, "cli", "my key")
+    own = Own(url, auth, "then", CANARIES, "my session")
+    assert "my key" in repr(own) and "my session" in repr(own) and not leaks(repr(own))
+    assert Session.from_json(own.to_json()) == Session(url, ApiKey(KEY, "cli"), "then", CANARIES)
 
 
 def test_a_session_is_described_a_line_each() -> None:
@@ -1285,7 +1152,7 @@ def test_a_session_is_described_a_line_each() -> None:
         assert str(with_auth(ApiKey(KEY, name))).splitlines()[0] == "API Key: <unnamed>"
 
 
-@pytest.mark.parametrize("example", [SESSION, LOGIN], ids=["key", "token"])
+@pytest.mark.parametrize("example", [SESSION, LOGIN])
 def test_no_value_can_forge_a_line_or_drive_the_terminal(example: Session) -> None:
     evil = "x\nServer: y\r\x1b[2J\x9b\u202e\u2028\ud800"
     auth = ApiKey(KEY, evil) if example is SESSION else Jwt(TOKEN, evil, evil)
@@ -1294,9 +1161,8 @@ def test_no_value_can_forge_a_line_or_drive_the_terminal(example: Session) -> No
     assert all(line.isprintable() for line in [*str(session).split("\n"), repr(session)])
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
+def test_what_may_be_secret_in_a_stored_url_is_not_shown() -> None:
+    for url, shown in (
         *((f"{x}a:hunter2@b.cc/api", "b.cc/api") for x in ("https://", "http://", "")),
         *((f"https://{x}@b.cc/", "b.cc/") for x in ("hunter2", ":hunter2", "a:b@hunter2")),
         *((f"https://a.cc/api{x}", "https://a.cc/api") for x in ("?hunter2", "#hunter2")),
@@ -1304,13 +1170,10 @@ def test_no_value_can_forge_a_line_or_drive_the_terminal(example: Session) -> No
         *((f"https://a:{x}@b.cc/", "https://") for x in ("hunter2/b", "b/hunter2", "://hunter2")),
         *((f"https://a.cc/?{x}", "https://") for x in ("m=a@hunter2", "hunter2@a", "\nhunter2")),
         *((f"{x}@a.cc/", "") for x in ("alice:hunter2://b", "hunter2://b", "\nhunter2\n")),
-    ],
-    ids=ascii,
-)
-def test_what_may_be_secret_in_a_stored_url_is_not_shown(url: str, shown: str) -> None:
-    session = with_url(url)
-    assert not leaks(repr(session), str(session))
-    assert shown in repr(session) and shown in str(session)
+    ):
+        session = with_url(url)
+        assert not leaks(repr(session), str(session))
+        assert shown in repr(session) and shown in str(session)
 
 
 @settings(deadline=None, max_examples=200)
@@ -1366,13 +1229,11 @@ def umask(mask: int) -> Iterator[None]:
 def ordinary_user(ordinary: int = 65534) -> Iterator[None]:
     """Be somebody whom the system refuses things: root is refused nothing."""
     uid = os.geteuid()
-    if uid == 0:
-        os.seteuid(ordinary)
+    os.seteuid(ordinary if uid == 0 else uid)
     try:
         yield
     finally:
-        if uid == 0:
-            os.seteuid(0)
+        os.seteuid(uid)
 
 
 def around(monkeypatch: Patch, name: str, before: Callable[..., object], after: Any = None) -> None:
@@ -1404,6 +1265,7 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.fixture
 def land() -> Iterator[Path]:
     """A directory of that ordinary user, which he can reach."""
+    needs_posix("users")
     directory = Path(tempfile.mkdtemp()).resolve()
     if os.geteuid() == 0:
         os.chown(directory, 65534, -1)
@@ -1448,10 +1310,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     options = "size=64k,mode=0700"
     with mounted(tmp_path / "disk", "mount", "-t", "tmpfs", "-o", options, "tmpfs") as disk:
         yield disk
-
-
-def make_read_only(disk: Path) -> None:
-    subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
 
 
 @pytest.fixture
@@ -1538,9 +1396,7 @@ def test_a_home_that_is_no_path_is_an_error(home: str, store: Place, monkeypatch
     assert names(store.top) == []
 
 
-@pytest.mark.parametrize(
-    "path", ["", "a\0b", pytest.param("\ud800", marks=posix_only)], ids=["empty", "NUL", "lone"]
-)
+@pytest.mark.parametrize("path", ["", "a\0b", pytest.param("\ud800", marks=posix_only)])
 def test_an_argument_that_is_no_path(path: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     for use in USES:
@@ -1555,14 +1411,6 @@ def test_a_directory_whose_name_is_no_text_works(store: Place, monkeypatch: Patc
     assert store.load("work") == SESSION
     put(store.config_dir("work") / "session.json", "{")
     error_of(InvalidSessionError, "caf", store.load, "work")
-
-
-def test_the_directories_are_made_when_they_are_asked_for(store: Place) -> None:
-    assert store.base_config_dir() == store.base and names(store.base) == []
-    assert store.config_dir("work") == store.base / "profiles" / "work"
-    assert names(store.base / "profiles" / "work") == []
-    store.set_current_profile("work")
-    assert store.config_dir() == store.base / "profiles" / "work"
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -1646,7 +1494,6 @@ def test_spellings_are_compared_letter_by_letter_and_not_in_one_form(
 # SessionStore: directories 0700, files 0600
 
 
-@posix_only
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_directories_are_0700_and_files_0600_whatever_the_umask(land: Path, mask: int) -> None:
     store = SessionStore(land / "home" / "immich")
@@ -1798,14 +1645,11 @@ def test_two_saves_of_root_at_once_lock_nobody_out(land: Path, monkeypatch: Patc
         SessionStore(land / ".config").save(OTHER, "other")
 
     around(monkeypatch, "mkdir", ignore, save_too)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        SessionStore(land / ".config").save(SESSION, "work")
+    assert warnings_of(SessionStore(land / ".config").save, SESSION, "work")
     assert {path.stat().st_uid for path in land.rglob("*")} == {65534}
 
 
 @root_only
-@posix_only
 def test_a_killed_save_of_root_locks_nobody_out(land: Path) -> None:
     places = [land / str(lines) for lines in range(0, 400, 7)]
     with ordinary_user():
@@ -1814,9 +1658,7 @@ def test_a_killed_save_of_root_locks_nobody_out(land: Path) -> None:
     for lines, place in enumerate(places):
         store = SessionStore(place / "immich")
         save_up_to_line(store, lines * 7)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            store.save(SESSION, "work")
+        assert warnings_of(store.save, SESSION, "work")
         with ordinary_user():
             store.save(OTHER, "work")
             assert store.load("work") == OTHER
@@ -1857,6 +1699,7 @@ def test_a_directory_that_is_swapped_under_root_changes_neither_owner_nor_mode(
 
 def leave_temporary(store: SessionStore, profile: str = "default") -> Path:
     """Let a process be killed just before a save of its is complete; return what it leaves."""
+    needs_posix("fork")
     directory = store.config_dir(profile)
     before = {path.resolve() for path in directory.parent.rglob("*")}
     child = os.fork()
@@ -1870,51 +1713,27 @@ def leave_temporary(store: SessionStore, profile: str = "default") -> Path:
     return left
 
 
-def a_session(base: Path) -> Path:
-    put(base / "config.json", '{"current_profile": "default"}')
-    return write_session(base, SESSION.to_json())
-
-
-def a_loose_session(base: Path) -> None:
-    a_session(base).chmod(0o644)
-    base.chmod(0o755)
-
-
-def a_link(base: Path) -> None:
-    link(base / "profiles" / "default", base)
-    put(base / "session.json", SESSION.to_json())
-
-
-def an_old_temporary(base: Path) -> None:
-    a_session(base)
-    os.utime(leave_temporary(SessionStore(base)), (1, 1))
-
-
-STATES: Dict[str, Make] = {
-    "nothing": lambda base: None,
-    "session": a_session,
-    "loose": a_loose_session,
-    "broken": lambda base: write_session(base, "{"),
-    "broken config": lambda base: (a_session(base), put(base / "config.json", "{")),
-    "empty profile": lambda base: (base / "profiles" / "default").mkdir(parents=True),
-    "link": a_link,
-    "old temporary": an_old_temporary,
-}
-
-
 @posix_only
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("text", [None, '{"current_profile": "loose"}', "{"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_reading_changes_nothing(state: str, store: Place) -> None:
-    STATES[state](store.base)
+def test_reading_changes_nothing(text: Optional[str], store: Place) -> None:
+    if text:
+        put(store.config_json, text)
+        write_session(store.base, SESSION.to_json(), "loose").chmod(0o644)
+        write_session(store.base, "{", "broken")
+        link(store.base / "profiles" / "link", "loose")
+        os.utime(leave_temporary(SessionStore(store.base), "left"), (1, 1))
+        store.config_dir("empty").chmod(0o755)
     for path in [*store.top.rglob("*"), store.top]:
         os.utime(path, (1, 1))  # else a change within one tick of the clock would not be seen
     before = snapshot(store.top)
-    session, named = partial(get_session, store=store), partial(get_session, "work", store=store)
-    reads = (store.load, partial(store.load, "work"), session, named)
-    for use in (*reads, store.list_profiles, store.get_current_profile):
+    for name in (None, "nothing", "loose", "broken", "link", "left", "empty"):
+        for use in (store.load, get_session, partial(get_session, store=store)):
+            with contextlib.suppress(SessionError):
+                use(name)
+    for look in (store.list_profiles, store.get_current_profile):
         with contextlib.suppress(SessionError):
-            use()
+            look()
     assert snapshot(store.top) == before
 
 
@@ -1925,7 +1744,7 @@ def test_a_read_only_mount_can_be_read_and_errors_say_that_it_is_one(disk: Path)
     link = store.config_dir("linked") / "session.json"
     link.symlink_to("nowhere")
     store.config_dir("empty")
-    make_read_only(disk)
+    subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
     assert get_session(store=store) == store.load("work") == SESSION
     assert (store.get_current_profile(), store.list_profiles()) == ("work", ["work"])
     for name in ("empty", "another"):
@@ -1938,177 +1757,92 @@ def test_a_read_only_mount_can_be_read_and_errors_say_that_it_is_one(disk: Path)
     assert str(error_of(SessionError, "", store.clear, "linked")).startswith(where)
 
 
-@posix_only
-@pytest.mark.parametrize("linked", [False, True], ids=["in the profile", "behind a link"])
-def test_clear_does_not_take_what_it_may_not_see_for_gone(linked: bool, locked: Place) -> None:
-    closed = locked.config_dir()
-    if linked:
-        closed = locked.config_dir("closed")
-        locked.file.rename(closed / "s.json")
-        link(locked.file, closed / "s.json")
-    closed.chmod(0)
-    error_of(SessionError, "cannot be removed", locked.clear)
-    closed.chmod(0o700)
-    assert locked.load() == SESSION
+def test_clear_keeps_what_it_may_not_see_or_remove_and_the_link_to_it(locked: Place) -> None:
+    def check(target: Path, bits: int) -> None:
+        target.parent.chmod(bits)
+        error_of(SessionError, f"{target}: it cannot be removed: ", locked.clear)
+        target.parent.chmod(0o700)
+        assert locked.load() == SESSION
+
+    check(locked.file, 0)
+    target = locked.file.rename(locked.config_dir("vault") / "target")
+    link(locked.file, target)
+    check(target, 0)
+    check(target, 0o500)
 
 
 # SessionStore: save and load
 
 
-@pytest.mark.parametrize(
-    "session",
-    [
-        *(SESSION, LOGIN, with_headers({"a": HEADER, "B": "ü"}, LOGIN)),
-        Session("", ApiKey("", None), ""),
+def test_what_is_saved_is_the_whole_file_and_is_loaded(store: Place) -> None:
+    for session in (
+        *(with_headers({"a": HEADER * 99, "B": "ü"}, LOGIN), SESSION, LOGIN),
         Session("\0\x1f\x7f", ApiKey("\u2028\U0001f511", '"\\'), "не"),
-    ],
-    ids=["key", "login", "headers", "empty", "strange"],
-)
-def test_what_is_saved_is_the_whole_file_and_is_loaded(session: Session, store: Place) -> None:
-    store.save(with_headers({"a": HEADER * 99}, LOGIN), "work")
-    store.save(session, "work")
-    assert store.load("work") == SessionStore().load("work") == session
-    assert store.file.read_bytes() == session.to_json().encode()
-    assert names(store.file.parent) == ["session.json"]
+        Session("", ApiKey("", None), ""),
+    ):
+        store.save(session, "work")
+        assert store.load("work") == SessionStore().load("work") == session
+        assert store.file.read_bytes() == session.to_json().encode()
+        assert names(store.file.parent) == ["session.json"]
 
 
 def test_no_profile_named_means_the_current_one_and_profiles_are_apart(store: Place) -> None:
-    assert store.load() is None and store.load("work") is None
+    for name in (None, "work"):
+        store.clear(name)
+        assert store.load(name) is None and names(store.top) == []
+    assert store.config_dir("work") == store.file.parent and names(store.file.parent) == []
     store.set_current_profile("work")
+    assert store.config_dir() == store.file.parent
     store.save(SESSION)
     store.save(OTHER, "other")
     assert store.load() == store.load("work") == SESSION
     assert store.load("default") is None
-    store.clear()
-    assert (store.load("work"), store.load("other")) == (None, OTHER)
+    for _ in range(2):
+        store.clear()
+        assert (store.load("work"), store.load("other")) == (None, OTHER)
+    assert store.list_profiles() == ["other"]
 
 
 def test_a_session_may_have_one_mebibyte_and_no_more(store: Place) -> None:
     name = "x" * (LIMIT - len(with_auth(ApiKey(KEY, "")).to_json()))
-    store.save(with_auth(ApiKey(KEY, name)), "work")
-    assert store.load("work") == with_auth(ApiKey(KEY, name))
-    put(store.file, with_auth(ApiKey(KEY, name + "x")).to_json())
-    error_of(InvalidSessionError, store.file, store.load, "work")
-
-
-UNLOADABLE: Dict[str, Tuple[Any, str]] = {
-    **{str(type(value)): (value, "expected a string") for value in (5, True, [KEY], {"x": KEY})},
-    "surrogate": (KEY + "\ud800", "surrogates"),
-    "long": (KEY * (LIMIT // len(KEY)), "larger"),
-}
-
-
-@pytest.mark.parametrize("member", ["server_url", "key", "name", "created_at", "header"])
-@pytest.mark.parametrize("value, problem", UNLOADABLE.values(), ids=list(UNLOADABLE))
-def test_save_refuses_what_load_would(member: str, value: Any, problem: str, store: Place) -> None:
-    store.save(SESSION, "work")
-    parts = {"server_url": URL, "key": KEY, "name": "n", "created_at": "", "header": "h"}
-    parts[member] = value
-    auth = ApiKey(parts["key"], parts["name"])
-    session = Session(parts["server_url"], auth, parts["created_at"], {"H": parts["header"]})
-    saving = error_of(InvalidSessionError, problem, store.save, session, "work")
-    named = {"key": "auth.api_key.key", "name": "auth.api_key.name", "header": "headers.H"}
-    if problem != "larger":
-        assert problem in invalid(None, named.get(member, member), session.to_json)
-    assert store.load("work") == SESSION
-    key = {"type": "api_key", "api_key": {"key": parts["key"], "name": parts["name"]}}
-    top = {"server_url": parts["server_url"], "auth": key, "created_at": parts["created_at"]}
-    put(store.file, json.dumps({**top, "headers": {"H": parts["header"]}}))
-    loading = error_of(InvalidSessionError, problem, store.load, "work")
-    assert str(store.file) in str(loading) and type(saving) is type(loading)
-    told, expected = (str(error).replace(f"{store.file}: ", "") for error in (saving, loading))
-    # Surrogates are refused before a file has members; save names the member all the same.
-    assert told in (expected, f"{named.get(member, member)}: {expected}")
+    largest, larger = with_auth(ApiKey(KEY, name)), with_auth(ApiKey(KEY, name + "x"))
+    store.save(largest, "work")
+    assert invalid(store.file, None, store.save, larger, "work").startswith("it is larger than ")
+    assert store.load("work") == largest
+    put(store.file, larger.to_json())
+    assert invalid(store.file, None, store.load, "work").startswith("it is larger than ")
 
 
 ENDLESS: List[Any] = [KEY]
 ENDLESS.append(ENDLESS)
-NO_STRINGS = {
-    "bytes": KEY.encode(),
-    "path": Path(KEY),
-    "set": {KEY},
-    "NaN": float("nan"),
-    "circular": ENDLESS,
-    "None": None,
-}
+NO_STRINGS = [5, True, [KEY], {"x": KEY}, KEY.encode(), Path(KEY), {KEY}, math.nan, ENDLESS, None]
+UNPAIRED = "it is not UTF-8, or has unpaired surrogates"
 
 
-@pytest.mark.parametrize("value", NO_STRINGS.values(), ids=list(NO_STRINGS))
-def test_a_value_that_is_no_string_is_refused_by_name(value: Any, store: Place) -> None:
+@pytest.mark.parametrize("value", [*NO_STRINGS, KEY + "\ud800"])
+def test_save_refuses_by_name_what_load_would(value: Any, store: Place) -> None:
+    store.save(SESSION, "work")
+    told = UNPAIRED if isinstance(value, str) else "expected a string"
     for member, session in (
         ("server_url", with_url(value)),
+        ("created_at", dataclasses.replace(SESSION, created_at=value)),
         ("auth.api_key.key", with_auth(ApiKey(value))),
         ("auth.api_key.name", with_auth(ApiKey("k", value))),
+        ("auth.jwt.access_token", with_auth(Jwt(value, "u", "e"))),
         ("auth.jwt.user_id", with_auth(Jwt(TOKEN, value, "e"))),
-        ("auth.jwt.access_token", with_auth(value)),
         ("headers.H", with_headers({"H": value})),
     ):
         if value is not None or "name" not in member:
-            assert invalid(None, member, store.save, session) == "expected a string"
+            assert invalid(None, member, store.save, session, "work") == told
+    assert is_kept(store)
+
+
+def test_the_name_of_a_header_has_to_be_text_and_the_secret_a_value(store: Place) -> None:
+    headers: Any
+    for headers in ({5: "v"}, {None: "v"}, {KEY.encode(): "v"}, {KEY + "\ud800": "v"}):
+        invalid(None, "headers: a name", store.save, with_headers(headers))
+    invalid(None, "auth.jwt.access_token", store.save, with_auth(KEY))
     assert names(store.top) == []
-
-
-@pytest.mark.parametrize("name", [5, None, KEY.encode(), KEY + "\ud800"], ids=ascii)
-def test_the_name_of_a_header_has_to_be_text(name: Any, store: Place) -> None:
-    error = error_of(InvalidSessionError, "", store.save, with_headers({name: "v"}))
-    assert str(error).startswith("headers: a name: ") and names(store.top) == []
-
-
-def test_what_a_subclass_adds_is_not_stored(store: Place) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class OwnKey(ApiKey):
-        note: str = ""
-
-    store.save(with_auth(OwnKey(KEY, "cli", "mine")))
-    assert store.load() == SESSION
-
-
-BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
-BROKEN: List[Tuple[Payload, str]] = [  # as a session.json and as a config.json
-    ("{", "it is not JSON (line 1, column 2)"),
-    *((text, "it is empty") for text in ("", " \n")),
-    *((text, BOM) for text in ("\ufeff{}", "\ufeff", "\ufeff" + SESSION.to_json())),
-    *((text, "expected an object") for text in ("[]", '"work"', f'["{KEY}"]')),
-    ("[" * 200_000, "it is nested too deeply"),
-    ('{"x": "' + "x" * LIMIT + '"}', "it is larger than"),
-    ('{"x": NaN}', "NaN and Infinity are not JSON"),
-    ('{"current_profile": "\\ud800"}', "it is not UTF-8, or has unpaired surrogates"),
-    *((SESSION.to_json().encode() + junk, "it is not UTF-8") for junk in (b"\xff", b"\xe6\xbc")),
-    (SESSION.to_json().encode("utf-16"), "it is not UTF-8"),
-    *((SESSION.to_json()[:-9] + x, "it is not JSON (line ") for x in ("", '"')),
-    (SESSION.to_json() + KEY, "it is not JSON (line 11, column 2)"),
-    ("\0" * 4096, "it is not JSON (line 1, column 1)"),
-    *((f'{{"current_profile": {x}, "auth": {x}}}', "expected a") for x in ("1", "null", '["a"]')),
-]
-
-
-@pytest.mark.parametrize("text, told", BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_file_is_an_error_and_is_replaced(text: Payload, told: str, store: Place) -> None:
-    put(store.file, text)
-    for read in (store.load, get_session):  # never taken for "not logged in"
-        member = "auth" if told == "expected a" else None
-        assert invalid(store.file, member, read, "work").startswith(told)
-    store.save(OTHER, "work")
-    assert store.load("work") == OTHER
-    put(store.file, text)
-    store.clear("work")
-    assert names(store.file.parent) == [] and store.load("work") is None
-    put(store.config_json, text)
-    uses = (store.get_current_profile, store.load, store.clear, store.config_dir, get_session)
-    for use in (*uses, partial(store.save, SESSION)):
-        member = "current_profile" if told == "expected a" else None
-        assert invalid(store.config_json, member, use).startswith(told)
-    assert names(store.base) == ["config.json", "profiles"] and store.load("work") is None
-    store.set_current_profile("work")
-    others = {"auth": json.loads(text)["auth"]} if told == "expected a" else {}
-    assert json.loads(store.config_json.read_bytes()) == {**others, "current_profile": "work"}
-
-
-@pytest.mark.parametrize("old, new", [("created_at", KEY), ('"api_key",', f'"{KEY}",')])
-def test_a_session_without_one_of_its_members_is_an_error(old: str, new: str, store: Place) -> None:
-    put(store.file, SESSION.to_json().replace(old, new))
-    member = "created_at" if old == "created_at" else "auth.type"
-    assert invalid(store.file, member, store.load, "work").startswith("expected ")
 
 
 @windows_only
@@ -2137,7 +1871,7 @@ def test_a_file_with_a_lease_is_read_once_its_holder_lets_it_go(store: Place) ->
             signal.signal(signal.SIGIO, signal.SIG_DFL)
 
 
-# SessionStore: what is no regular file
+# SessionStore: what is no session
 
 
 def fifo(path: Path) -> None:
@@ -2198,25 +1932,55 @@ def others_of(path: Path) -> Dict[str, object]:
     return {name: row for name, row in rows.items() if name != str(path)}
 
 
-@posix_only
-@pytest.mark.parametrize("kind", STRANGE)
-def test_what_is_no_file_is_an_error_and_is_replaced_and_removed(kind: str, store: Place) -> None:
+BOM = "it begins with a byte order mark (BOM): save it as UTF-8 without one"
+BROKEN: List[Tuple[Payload, str]] = [  # as a session.json and as a config.json
+    ("{", "it is not JSON (line 1, column 2)"),
+    *((text, "it is empty") for text in ("", " \n")),
+    *((text, BOM) for text in ("\ufeff{}", "\ufeff", "\ufeff" + SESSION.to_json())),
+    *((text, "expected an object") for text in ("[]", '"work"', f'["{KEY}"]')),
+    ("[" * 200_000, "it is nested too deeply"),
+    ('{"x": "' + "x" * LIMIT + '"}', "it is larger than"),
+    ('{"x": NaN}', "NaN and Infinity are not JSON"),
+    ('{"current_profile": "\\ud800"}', "it is not UTF-8, or has unpaired surrogates"),
+    *((SESSION.to_json().encode() + junk, "it is not UTF-8") for junk in (b"\xff", b"\xe6\xbc")),
+    (SESSION.to_json().encode("utf-16"), "it is not UTF-8"),
+    *((SESSION.to_json()[:-9] + x, "it is not JSON (line ") for x in ("", '"')),
+    (SESSION.to_json() + KEY, "it is not JSON (line 11, column 2)"),
+    ("\0" * 4096, "it is not JSON (line 1, column 1)"),
+    *((f'{{"current_profile": {x}, "auth": {x}}}', "expected a") for x in ("1", "null", '["a"]')),
+]
+
+
+NO_SESSIONS = [
+    *(pytest.param(make, "", id=kind, marks=posix_only) for kind, make in STRANGE.items()),
+    *((partial(put, text=text), told) for text, told in BROKEN),
+]
+
+
+@pytest.mark.parametrize("make, told", NO_SESSIONS)
+def test_what_is_no_session_is_an_error_and_is_replaced_and_removed(
+    make: Make, told: str, store: Place
+) -> None:
     other = store.config_dir("other") / "session.json"
     places = (store.config_dir("work") / "session.json", other, store.config_json)
     for path in places:
-        STRANGE[kind](path)
+        make(path)
     assert store.list_profiles() == ["other", "work"]
     before = list(map(others_of, places[:2]))
     for path in places[:2]:
-        invalid(path, None, store.load, path.parent.name)
+        for read in (store.load, get_session):  # never taken for "not logged in"
+            member = "auth" if told == "expected a" else None
+            assert invalid(path, member, read, path.parent.name).startswith(told)
     store.save(SESSION, "work")
     assert store.load("work") == SESSION and stat.S_ISREG(store.file.lstat().st_mode)
     store.clear("other")
     assert not os.path.lexists(other) and store.load("other") is None
     assert list(map(others_of, places[:2])) == before
     behind = others_of(store.config_json)
-    for use in (store.get_current_profile, store.load, store.clear, partial(store.save, SESSION)):
-        invalid(store.config_json, None, use)
+    uses = (store.get_current_profile, store.load, store.clear, store.config_dir, get_session)
+    for use in (*uses, partial(store.save, SESSION)):
+        member = "current_profile" if told == "expected a" else None
+        assert invalid(store.config_json, member, use).startswith(told)
     store.set_current_profile("work")
     assert store.get_current_profile() == "work" and stat.S_ISREG(store.config_json.lstat().st_mode)
     assert others_of(store.config_json) == behind
@@ -2257,18 +2021,13 @@ def test_a_stray_file_in_place_of_a_profile_is_left_alone(store: Place) -> None:
     assert stray.read_text() == "kept"
 
 
-@posix_only
-@pytest.mark.parametrize("name", ["config.json", "profiles/work/session.json"])
-def test_a_file_that_may_not_be_read_is_an_error_and_is_replaced(name: str, locked: Place) -> None:
-    (locked.base / name).chmod(0)
-    invalid(locked.base / name, None, locked.load)
+def test_what_may_not_be_read_is_never_not_logged_in_and_is_replaced(locked: Place) -> None:
+    for path in (locked.file, locked.config_json):
+        path.chmod(0)
+        invalid(path, None, locked.load)
     locked.save(OTHER, "work")
     locked.set_current_profile("work")
     assert locked.load() == OTHER
-
-
-@posix_only
-def test_a_directory_that_may_not_be_entered_is_never_not_logged_in(locked: Place) -> None:
     locked.config_dir().chmod(0)
     invalid(locked.file, None, get_session, "work")
     assert locked.list_profiles() == ["work"]
@@ -2288,7 +2047,6 @@ def test_a_file_is_read_to_its_end_or_is_an_error(store: Place) -> None:
 # SessionStore: links
 
 
-@posix_only
 @pytest.mark.parametrize("hops", [1, 3])
 @pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
 def test_a_link_stays_and_its_target_is_replaced(hops: int, there: bool, store: Place) -> None:
@@ -2297,7 +2055,7 @@ def test_a_link_stays_and_its_target_is_replaced(hops: int, there: bool, store: 
     if there:
         target.write_text("old")
     for hop in range(1, hops):
-        (store.top / f"hop{hop}").symlink_to(target if hop == 1 else f"hop{hop - 1}")
+        link(store.top / f"hop{hop}", target if hop == 1 else f"hop{hop - 1}")
     link(store.file, target if hops == 1 else store.top / f"hop{hops - 1}")
     assert there or store.load("work") is None
     store.save(SESSION, "work")
@@ -2325,7 +2083,6 @@ def test_as_many_links_are_followed_as_the_system_follows(hops: int, store: Plac
     assert target.read_text() == (OTHER if is_followed else SESSION).to_json()
 
 
-@posix_only
 def test_a_link_into_a_missing_directory_is_told_with_its_end(store: Place) -> None:
     link(store.file, store.top / "disk" / "target")
     where = f"{store.file}: it leads to {store.top / 'disk' / 'target'}: "
@@ -2359,9 +2116,8 @@ def test_a_link_of_anybody_else_is_itself_replaced_and_removed(
         link.symlink_to(destination)
         os.chown(link, owner, -1, follow_symlinks=False)
     planted = [link for link, owner in zip(links, owners) if owner not in (0, user)]
-    with ordinary_user(user), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        store.save(SESSION, "work")
+    with ordinary_user(user):
+        warnings_of(store.save, SESSION, "work")
         store.set_current_profile("new")
         assert (target.read_text() == "{}") is bool(planted)
         assert [link for link in links if not link.is_symlink()] == planted[:1]
@@ -2399,7 +2155,6 @@ def test_a_link_may_be_exchanged_for_another_users(
     assert precious.read_text() == "kept"
 
 
-@posix_only
 @pytest.mark.parametrize("name", ["lstat", "readlink"])
 def test_a_link_that_cannot_be_read_stays(name: str, store: Place, monkeypatch: Patch) -> None:
     link(store.file, put(store.top / "target", SESSION.to_json()))
@@ -2409,7 +2164,6 @@ def test_a_link_that_cannot_be_read_stays(name: str, store: Place, monkeypatch: 
     assert store.file.is_symlink() and store.load("work") == SESSION
 
 
-@posix_only
 @pytest.mark.parametrize("behind", ["loop/target", "file/target", "nowhere/", "x" * 300, "nowhere"])
 def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(behind: str, store: Place) -> None:
     link(store.config_dir("work") / "loop", "loop")
@@ -2422,16 +2176,6 @@ def test_a_link_that_can_lead_to_no_file_does_not_stop_clear(behind: str, store:
         link(store.file, behind)
     store.clear("work")
     assert names(store.file.parent) == ["file", "loop"]
-
-
-@posix_only
-def test_clear_leaves_the_link_where_the_file_behind_it_cannot_be_removed(locked: Place) -> None:
-    vault = locked.config_dir("vault")
-    link(locked.config_dir("other") / "session.json", vault / "target")
-    locked.save(SESSION, "other")
-    vault.chmod(0o500)
-    error_of(SessionError, vault / "target", locked.clear, "other")
-    assert locked.load("other") == SESSION
 
 
 # SessionStore: saving is all or nothing
@@ -2450,30 +2194,21 @@ def refused_save(store: SessionStore, number: int) -> str:
     return str(error)
 
 
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to write more bytes into any file."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @posix_only
 @pytest.mark.parametrize("size", [0, 9, 999, 9999])
 def test_a_file_that_may_not_grow_keeps_what_is_there(size: int, store: Place) -> None:
     store.save(SESSION, "work")
     store.set_current_profile("old")
-    with largest_file(size):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
         refused_save(store, errno.EFBIG)
         if size < 10:
             reason = os.strerror(errno.EFBIG)
             error = error_of(SessionError, reason, store.set_current_profile, "new")
             assert type(error) is SessionError and "config.json" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (store.load("work"), store.get_current_profile()) == (SESSION, "old")
     assert names(store.file.parent) == ["session.json"]
     assert names(store.config_json.parent) == ["config.json", "profiles"]
@@ -2497,16 +2232,19 @@ def test_a_full_disk_keeps_the_old_session(disk: Path, old: Optional[Session]) -
     assert names(directory) == (["session.json"] if old else [])
 
 
-@posix_only
-def test_a_directory_that_may_not_be_written_keeps_the_old_session(locked: Place) -> None:
+def test_a_directory_has_to_be_written_and_need_not_be_listed(locked: Place) -> None:
     locked.config_dir().chmod(0o500)
     refused_save(locked, errno.EACCES)
     error_of(SessionError, os.strerror(errno.EACCES), locked.clear)
     locked.clear("another")
     assert is_kept(locked)
+    locked.config_dir().chmod(0o300)
+    locked.save(OTHER)
+    assert locked.load() == OTHER
+    locked.clear()
+    assert locked.load() is None
 
 
-@posix_only
 def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(land: Path) -> None:
     land.chmod(0o500)
     store = SessionStore(land / "immich")
@@ -2545,15 +2283,6 @@ def test_what_stands_in_place_of_a_directory_is_told_as_that(kind: str, store: P
 
 
 @posix_only
-def test_a_directory_that_may_be_written_but_not_listed_is_enough(locked: Place) -> None:
-    locked.config_dir().chmod(0o300)
-    locked.save(OTHER)
-    assert locked.load() == OTHER
-    locked.clear()
-    assert locked.load() is None
-
-
-@posix_only
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 def test_nothing_fails_without_modes_and_fsync(code: int, store: Place, monkeypatch: Patch) -> None:
     for name in ("fsync", "chmod", "fchmod"):
@@ -2566,24 +2295,36 @@ def test_nothing_fails_without_modes_and_fsync(code: int, store: Place, monkeypa
     store.clear()
 
 
-@posix_only
-def test_data_is_on_disk_before_the_name(store: Place, monkeypatch: Patch) -> None:
-    steps: List[str] = []
-    directory = store.config_dir("work").stat()
+def syncs(monkeypatch: Patch) -> List[object]:
+    """Record each fsync: the size of the file, or which directory it is, and what is in it."""
+    found: List[object] = []
 
     def record(descriptor: int) -> None:
         facts = os.fstat(descriptor)
-        of_directory = os.path.samestat(facts, directory)
-        steps.append("directory" if of_directory else f"{facts.st_size} bytes")
+        is_directory = stat.S_ISDIR(facts.st_mode)
+        found.append((facts.st_ino, os.listdir(descriptor)) if is_directory else facts.st_size)
 
     around(monkeypatch, "fsync", record)
-    around(monkeypatch, "replace", lambda *_: steps.append("replace"))
-    store.save(SESSION, "work")
-    assert steps == [f"{len(SESSION.to_json())} bytes", "replace", "directory"]
+    return found
 
 
 @posix_only
-@pytest.mark.parametrize("linked", [False, True], ids=["a file", "behind a link"])
+def test_data_is_on_disk_before_the_name_and_no_temporary_is(
+    store: Place, monkeypatch: Patch
+) -> None:
+    directory = store.config_dir("work").stat().st_ino
+    steps = syncs(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", partial(fail, errno.EIO))
+        refused_save(store, errno.EIO)
+    assert steps.pop() == (directory, []) and len(steps) == 1
+    around(monkeypatch, "replace", lambda *_: steps.append("replace"))
+    store.save(SESSION, "work")
+    assert steps[1:] == [len(SESSION.to_json()), "replace", (directory, ["session.json"])]
+
+
+@posix_only
+@pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("left", ["session", "temporary", "nothing"])
 def test_what_is_cleared_is_gone(left: str, linked: bool, store: Place, monkeypatch: Patch) -> None:
     directories = [store.config_dir()]
@@ -2594,11 +2335,9 @@ def test_what_is_cleared_is_gone(left: str, linked: bool, store: Place, monkeypa
         store.save(SESSION)
     elif left == "temporary":
         leave_temporary(store)
-    synced: List[Tuple[os.stat_result, List[str]]] = []
-    around(monkeypatch, "fsync", lambda at: synced.append((os.fstat(at), os.listdir(at))))
+    synced = syncs(monkeypatch)
     store.clear()
-    assert [found for _, found in synced] == [[] for _ in directories]
-    assert all(map(os.path.samestat, (at for at, _ in synced), map(os.stat, directories)))
+    assert synced == [(directory.stat().st_ino, []) for directory in directories]
 
 
 @posix_only
@@ -2611,24 +2350,9 @@ def test_a_switch_that_has_nothing_to_write_is_durable_as_well(
     if linked:
         link(store.config_json, place / "target")
     store.set_current_profile("work")
-    synced: List[os.stat_result] = []
-    around(monkeypatch, "fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
+    synced = syncs(monkeypatch)
     store.set_current_profile("work")
-    assert len(synced) == 1 and os.path.samestat(synced[0], place.stat())
-
-
-@posix_only
-def test_the_temporary_of_a_save_that_fails_is_gone(store: Place, monkeypatch: Patch) -> None:
-    found: List[object] = []
-    directory = store.config_dir("work")
-
-    def record(descriptor: int) -> None:
-        found.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and os.listdir(directory))
-
-    around(monkeypatch, "fsync", record)
-    monkeypatch.setattr(os, "replace", partial(fail, errno.EIO))
-    refused_save(store, errno.EIO)
-    assert found == [False, []]
+    assert synced == [(place.stat().st_ino, os.listdir(place))]
 
 
 def test_a_disk_that_fails_at_fsync_keeps_the_old_session(store: Place, monkeypatch: Patch) -> None:
@@ -2660,7 +2384,6 @@ def test_an_interrupted_save_leaves_nothing(step: str, store: Place, monkeypatch
     assert is_kept(store)
 
 
-@posix_only
 @pytest.mark.parametrize("use", [partial(SessionStore.save, session=SESSION), SessionStore.clear])
 def test_a_link_may_vanish(use: Callable[..., None], store: Place, monkeypatch: Patch) -> None:
     link(store.file, "../target")
@@ -2676,6 +2399,7 @@ def test_a_link_may_vanish(use: Callable[..., None], store: Place, monkeypatch: 
 
 def save_up_to_line(store: SessionStore, lines: int) -> None:
     """Save in a child that is killed after so many lines of code."""
+    needs_posix("fork")
     child = os.fork()
     if child == 0:
         left = [lines]
@@ -2693,7 +2417,6 @@ def save_up_to_line(store: SessionStore, lines: int) -> None:
     os.waitpid(child, 0)
 
 
-@posix_only
 @pytest.mark.parametrize("old, stride", [(SESSION, 3), (None, 7)], ids=["another", "first"])
 def test_a_killed_save_wrote_all_or_nothing(old: Any, stride: int, tmp_path: Path) -> None:
     found: List[Optional[Session]] = []
@@ -2712,10 +2435,14 @@ def test_a_killed_save_wrote_all_or_nothing(old: Any, stride: int, tmp_path: Pat
 # SessionStore: temporaries
 
 
-@posix_only
-@pytest.mark.parametrize("skew", [-3600, 0, 3600])
-def test_what_a_killed_save_left_goes_later(skew: int, store: Place, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("skew, linked", [(0, True), (0, False), (-3600, False), (3600, False)])
+def test_what_a_killed_save_left_goes_later(
+    skew: int, linked: bool, store: Place, monkeypatch: Patch
+) -> None:
+    if linked:
+        link(store.config_dir() / "session.json", store.config_dir("elsewhere") / "target")
     left = leave_temporary(store)
+    assert left.parent.name == ("elsewhere" if linked else "default")
     assert TOKEN in left.read_text() and mode(left) == 0o600
     made = left.stat().st_mtime
     monkeypatch.setattr(time, "time", lambda: made + skew)
@@ -2735,32 +2462,17 @@ def test_what_a_killed_save_left_on_a_full_disk_makes_room_for_the_next(disk: Pa
     assert store.load("work") == SESSION and names(left.parent) == ["session.json"]
 
 
-@posix_only
-@pytest.mark.parametrize("linked", [False, True], ids=["a file", "a link"])
-def test_clear_removes_at_once_what_a_killed_save_left(linked: bool, store: Place) -> None:
+def test_clear_removes_at_once_what_a_killed_save_left(store: Place) -> None:
     of_another = leave_temporary(store, "other")
     os.utime(of_another, (1, 1))
-    for age in (-1000, 0):
+    for linked in (False, True):
         left = leave_temporary(store)
-        os.utime(left, (time.time() - age,) * 2)
+        os.utime(left, (time.time() + 1000,) * 2)
         if linked:  # which has nothing to do with it
             link(left.parent / "session.json", store.top / "target")
             store.save(SESSION)
         store.clear()
         assert names(left.parent) == [] and of_another.exists()
-
-
-@posix_only
-def test_what_a_killed_save_left_behind_a_link_goes_as_well(store: Place) -> None:
-    link(store.file, store.config_dir("elsewhere") / "target")
-    left = leave_temporary(store, "work")
-    assert left.parent.name == "elsewhere"
-    os.utime(left, (1, 1))
-    store.save(SESSION, "work")
-    assert names(left.parent) == ["target"]
-    leave_temporary(store, "work")
-    store.clear("work")
-    assert names(left.parent) == names(store.file.parent) == []
 
 
 def test_foreign_files_are_never_touched(store: Place) -> None:
@@ -2793,7 +2505,6 @@ def test_what_cannot_be_removed_hides_no_other_temporary(store: Place, monkeypat
         assert [path for path in temporaries if path.exists()] == [temporaries[3]]
 
 
-@posix_only
 def test_what_cannot_be_removed_behind_a_link_hides_nothing_beside_it(store: Place) -> None:
     target = store.top / "elsewhere" / "target"
     link(store.file, put(target, SESSION.to_json()))
@@ -2833,16 +2544,6 @@ def test_a_swept_save_starts_again_once(times: int, store: Place, monkeypatch: P
     assert len(calls) == 2
 
 
-def test_clear_removes_the_session_and_is_content_when_there_is_none(store: Place) -> None:
-    store.clear()
-    store.clear("work")
-    assert names(store.top) == []
-    store.save(SESSION, "work")
-    store.clear("work")
-    store.clear("work")
-    assert store.load("work") is None and store.list_profiles() == []
-
-
 def test_clear_is_content_if_a_session_comes_later(store: Place, monkeypatch: Patch) -> None:
     unlink = os.unlink
 
@@ -2870,22 +2571,18 @@ def test_profiles_that_have_a_session_are_listed_sorted(store: Place) -> None:
     assert store.list_profiles() == ["C", "a", "a b", "b", "é", "б"]
 
 
-def test_what_is_no_profile_is_not_listed(store: Place) -> None:
+def test_listed_is_what_load_would_not_call_none(store: Place) -> None:
     profiles = store.config_dir("empty").parent
     (profiles / "stray.txt").touch()
     put(profiles / "session.json", SESSION.to_json())
     for name in (" a", "a\\b", "a\nb", "\x1b[31m", "\udcff", "a\u200b"):
         with contextlib.suppress(OSError, UnicodeError):  # not every system takes every name
             write_session(store.base, SESSION.to_json(), name)
-    assert store.list_profiles() == []
-
-
-@posix_only
-def test_listed_is_what_load_would_not_call_none(store: Place) -> None:
     write_session(store.base, "{", "broken")
+    assert store.list_profiles() == ["broken"]
     link(store.config_dir("dangling") / "session.json", "nowhere")
     link(store.config_dir("looping") / "session.json", "session.json")
-    link(store.base / "profiles" / "linked", "broken")
+    link(profiles / "linked", "broken")
     assert store.list_profiles() == ["broken", "linked", "looping"]
 
 
@@ -2940,35 +2637,30 @@ def test_config_json_is_written_only_if_it_says_something_else(store: Place) -> 
 
 def test_unknown_members_of_config_json_are_kept_as_they_are(store: Place) -> None:
     members = '"a": 1, "b": 1.0, "c": 12345678901234567890, "d": [null, {"x": "ü\\u0000"}], "": ""'
-    put(store.config_json, f'{{{members}, "current_profile": "old"}}')
-    store.set_current_profile("new")
-    kept = json.loads(store.config_json.read_bytes())
-    assert kept.pop("current_profile") == "new"
-    assert repr(kept) == repr(json.loads(f"{{{members}}}"))
+    for old in ('"old"', "1", "null", '["new"]'):
+        put(store.config_json, f'{{{members}, "current_profile": {old}}}')
+        store.set_current_profile("new")
+        kept = json.loads(store.config_json.read_bytes())
+        assert kept.pop("current_profile") == "new"
+        assert repr(kept) == repr(json.loads(f"{{{members}}}"))
 
 
 # SessionStore: a warning where others have access
 
 
 @posix_only
-@pytest.mark.parametrize(
-    "bits, is_told",
-    [
-        *((bits, True) for bits in (0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o777)),
-        *((bits, False) for bits in (0o600, 0o400, 0o700)),
-    ],
-)
-def test_a_session_open_to_others_draws_a_warning(bits: int, is_told: bool, store: Place) -> None:
-    put(store.file, SESSION.to_json()).chmod(bits)
-    for use in (store.load, get_session):
-        told = warnings_of(use, "work")
-        assert len(told) == is_told
-        assert all(str(store.file) in each and f"{bits:o}" in each for each in told)
-    assert mode(store.file) == bits
+def test_a_session_open_to_others_draws_a_warning(store: Place) -> None:
+    put(store.file, SESSION.to_json())
+    for bits in (0o600, 0o400, 0o700, 0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o777):
+        store.file.chmod(bits)
+        for use in (store.load, get_session):
+            told = warnings_of(use, "work")
+            assert len(told) == (bits & 0o077 != 0)
+            assert all(str(store.file) in each and f"{bits:o}" in each for each in told)
+        assert mode(store.file) == bits
 
 
 @unmutated
-@posix_only
 def test_the_warning_points_to_the_line_that_loads_what_may_be_behind_a_link(store: Place) -> None:
     link(store.file, put(store.top / "target", SESSION.to_json()))
     assert warnings_of(store.load, "work") == []
@@ -3009,6 +2701,7 @@ def test_a_session_draws_the_warnings_whose_advice_can_be_followed(
     assert all(map(re.search, told, found)) and all(str(path) in each for each in found)
 
 
+@pytest.mark.filterwarnings("ignore:.*other users:UserWarning")
 @pytest.mark.parametrize("modes", ["0644:a+X", "0666:a+X", "0777", "0755"])
 def test_a_file_system_without_modes_draws_the_warning(modes: str, tmp_path: Path) -> None:
     disk, behind = tmp_path / "disk", tmp_path / "behind"
@@ -3022,9 +2715,7 @@ def test_a_file_system_without_modes_draws_the_warning(modes: str, tmp_path: Pat
         with pytest.warns(UserWarning, match="modes") as caught:
             store.save(OTHER)
         assert caught[0].filename == __file__
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert store.load() == OTHER
+        assert store.load() == OTHER
 
 
 def test_a_file_system_without_owners_and_modes_is_no_obstacle(folding: Path) -> None:
@@ -3162,10 +2853,6 @@ class StoreMachine(RuleBasedStateMachine):
     def make_directory(self, profile: str) -> None:
         assert self.store.config_dir(profile) == Path(self.directory, "profiles", profile)
 
-    @rule()
-    def begin_anew(self) -> None:
-        self.store = SessionStore(Path(self.directory))
-
     @rule(profile=PROFILES)
     def load(self, profile: Optional[str]) -> None:
         name = profile or self.current
@@ -3176,6 +2863,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
+        self.store = SessionStore(Path(self.directory))  # which has to remember nothing
         assert self.store.list_profiles() == sorted(self.sessions)
         assert self.current is None or self.store.get_current_profile() == self.current
         StoreMachine.load(self, None)
@@ -3192,9 +2880,8 @@ SECRET_VARIABLES = ("IMMICH_API_KEY", "IMMICH_API_KEY_FILE", "IMMICH_ACCESS_TOKE
 FROM_ENV = Session(URL, ApiKey(KEY), "")
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [
+def test_url_and_key_come_from_the_environment_together() -> None:
+    environs: List[Dict[str, str]] = [
         *({}, {"IMMICH_INSTANCE_URL": URL}, {"IMMICH_SERVER": URL}, {"IMMICH_API_KEY": KEY}),
         {"IMMICH_API_KEY_FILE": "/nowhere"},
         {"IMMICH_INSTANCE_URL": "", "IMMICH_SERVER": "", "IMMICH_API_KEY": KEY},
@@ -3203,11 +2890,8 @@ FROM_ENV = Session(URL, ApiKey(KEY), "")
         {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_URL": URL, "IMMICH_PROFILE": "work"},
         {"IMMICH_API_URL": URL, "IMMICH_API_KEY": KEY},
         {"IMMICH_HEADERS": f"A: {HEADER}", "IMMICH_HEADERS_FILE": "/nowhere"},
-    ],
-    ids=lambda environ: "+".join(environ) or "nothing",
-)
-def test_url_and_key_come_from_the_environment_together(environ: Dict[str, str]) -> None:
-    assert session_from_env(environ) is None
+    ]
+    assert set(map(session_from_env, environs)) == {None}
 
 
 def test_url_and_secret_in_the_environment_are_a_session(monkeypatch: Patch) -> None:
@@ -3235,9 +2919,8 @@ def test_two_urls_in_the_environment_name_one_server_or_are_an_error() -> None:
         assert session and session.server_url.startswith(other)
 
 
-@pytest.mark.parametrize(
-    "typed, url",
-    [
+def test_the_url_in_the_environment_is_normalised() -> None:
+    for typed, url in (
         *((f"https://photos.example.com{path}", URL) for path in ("/api", "/api/", "", "/")),
         *((f"{x}photos.example.com", URL) for x in ("", "HTTPS://")),
         ("photos.example.com/api", URL),
@@ -3251,12 +2934,10 @@ def test_two_urls_in_the_environment_name_one_server_or_are_an_error() -> None:
         ("https://a.müLLER:2283/", "https://a.xn--mller-kva:2283/api"),
         ("\u4f8b\u3048.\u30c6\u30b9\u30c8:8443", "https://xn--r8jz45g.xn--zckzah:8443/api"),
         *((f"{x}api{y}", f"https://api{y}/api") for x in ("", "https://") for y in ("", ":2283")),
-    ],
-)
-def test_the_url_in_the_environment_is_normalised(typed: str, url: str) -> None:
-    session = from_env(IMMICH_SERVER=typed, IMMICH_API_KEY=KEY)
-    assert session and session.server_url == url
-    assert session.headers() == {"x-api-key": KEY}
+    ):
+        session = from_env(IMMICH_SERVER=typed, IMMICH_API_KEY=KEY)
+        assert session and session.server_url == url
+        assert session.headers() == {"x-api-key": KEY}
 
 
 @settings(deadline=None)
@@ -3278,58 +2959,52 @@ def test_whatever_the_url_it_can_be_asked_or_is_refused(start: str, rest: str) -
         assert session.headers() == {"x-api-key": KEY}
 
 
-@pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_a_url_that_is_none_is_an_error_of_its_variable() -> None:
+    for url in (
         *(f"https://alice:{TOKEN}@photos.example.com", f"{TOKEN}@photos.example.com"),
         *(f"https://photos.example.com/{x}{TOKEN}" for x in ("?key=", "#", "\n")),
-        *(f"ftp://photos.example.com/{TOKEN}", "https://", "https:///api", "://photos.example.com"),
-        *("https://photos.example.com:99999", f"https://photos example.com/{TOKEN}", " "),
+        *(f"ftp://photos.example.com/{TOKEN}", "https:///api", "photos example.com", " "),
         f"https://{TOKEN * 2}.example.com",
         f"https://{TOKEN}\uff0f.example.com",  # which IDNA turns into a slash
         f"https://{TOKEN}\u2100.example.com",  # a/c
         f"https://{TOKEN}\uff1a80",
         "http://photos.example.com:\uff12",
         f"https://u:ü{TOKEN}@photos.example.com",
-    ],
-    ids=range(18),
-)
-def test_a_url_that_is_none_is_an_error_of_its_variable(variable: str, url: str) -> None:
-    invalid(None, variable, session_from_env, {variable: url, "IMMICH_API_KEY": KEY})
+    ):
+        for variable in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER"):
+            invalid(None, variable, session_from_env, {variable: url, "IMMICH_API_KEY": KEY})
 
 
-@pytest.mark.parametrize(
-    "host", ["straße.de", "STRAẞE.de", "\u03c3\u03c2.gr", "a\u200db.\u0915\u094d\u200d"]
-)
-def test_a_host_that_browsers_call_by_another_name_is_refused(host: str) -> None:
-    for port in ("", ":2283"):
-        with_key = {"IMMICH_SERVER": f"https://{host}{port}", "IMMICH_API_KEY": KEY}
-        assert "in ASCII" in invalid(None, "IMMICH_SERVER", session_from_env, with_key)
+def test_a_host_that_browsers_call_by_another_name_is_refused() -> None:
+    for host in ("straße.de", "STRAẞE.de", "\u03c3\u03c2.gr", "a\u200db.\u0915\u094d\u200d"):
+        for port in ("", ":2283"):
+            with_key = {"IMMICH_SERVER": f"https://{host}{port}", "IMMICH_API_KEY": KEY}
+            assert "in ASCII" in invalid(None, "IMMICH_SERVER", session_from_env, with_key)
 
 
-@pytest.mark.parametrize(
-    "junk", [" K", "\nK", "\0", "\x7f", "ü", "\u200b", "\x1b[31m", "\tK", "\udcff"], ids=ascii
-)
-def test_a_key_that_could_not_travel_is_not_echoed(junk: str, tmp_path: Path) -> None:
-    path = put(tmp_path / "key", (KEY + junk).encode("utf-8", "surrogateescape"))
-    for variable in ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN"):
-        invalid(None, variable, from_env, **{variable: KEY + junk})
-    invalid(path, "IMMICH_API_KEY_FILE", from_env, IMMICH_API_KEY_FILE=str(path))
+UNSAFE = [" K", "\nK", "\0", "\x7f", "ü", "\u200b", "\x1b[31m", "\tK"]
+GIVEN_SECRETS = [
+    *((text, "") for text in ("{}", "{}\n", " \t{} \r\n", "\n\n{}\n\n", "\ufeff{}\r\n")),
+    *((text, "") for text in ("'{}", '{}"', "'", '"')),
+    *((text, "it is empty") for text in ("", " ", "\n")),
+    *((text, "it stands in quotes: remove them") for text in ("'{}'", '"{}"', '\ufeff"{}"\n')),
+    *(("{}" + junk, "expected visible ASCII characters, no spaces") for junk in UNSAFE),
+]
 
 
-@pytest.mark.parametrize(
-    "key", ["{}", "{}\n", " \t{} \r\n", "\n\n{}\n\n", "\ufeff{}\r\n", "", " ", "\n"], ids=ascii
-)
-def test_white_space_around_a_key_is_not_part_of_it(key: str, tmp_path: Path) -> None:
-    key = key.format(KEY)
-    path = put(tmp_path / "key", key)
-    for variable, value in (("IMMICH_API_KEY", key), ("IMMICH_API_KEY_FILE", str(path))):
-        if KEY in key:
-            assert from_env(**{variable: value}) == FROM_ENV
-        else:
-            file = path if value == str(path) else None
-            assert "empty" in invalid(file, variable, from_env, **{variable: value})
+@pytest.mark.parametrize("variable", SECRET_VARIABLES)
+@pytest.mark.parametrize("given, problem", GIVEN_SECRETS)
+def test_white_space_around_a_secret_is_not_part_of_it_and_a_bad_one_is_not_echoed(
+    given: str, problem: str, variable: str, tmp_path: Path
+) -> None:
+    text = given.format(KEY)
+    file = put(tmp_path / "key", text) if variable == "IMMICH_API_KEY_FILE" else None
+    environ = {variable: text if file is None else str(file)}
+    if problem:
+        assert invalid(file, variable, from_env, **environ) == problem
+    else:
+        session = from_env(**environ)
+        assert session and session.secret == text.strip("\ufeff \t\r\n")
 
 
 @pytest.mark.parametrize("chosen", [*SECRET_VARIABLES, None])
@@ -3341,29 +3016,29 @@ def test_only_one_secret_may_be_set(chosen: Optional[str], tmp_path: Path) -> No
         assert session and session.secret == KEY
         assert "empty" in invalid(None, chosen, from_env, **{chosen: ""})
         filled[chosen] = ""
-    told = re.findall(r"IMMICH_\w+", str(error_of(SessionError, "", from_env, **filled)))
-    assert told == [name for name in SECRET_VARIABLES if name != chosen]
+    named = [name for name in SECRET_VARIABLES if name != chosen]
+    problem = invalid(None, named[0], from_env, **filled)
+    assert problem == f"set only one of {', '.join(named)}"
 
 
-KEY_FILES: Dict[str, Make] = {
-    **STRANGE,
-    "missing": lambda path: None,
-    "no UTF-8": lambda path: path.write_bytes(KEY.encode() + b"\xff"),
-    "large": lambda path: path.write_text(" " * LIMIT + KEY),
-    "directory": directory,
-}
+def test_a_file_without_a_key_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    read = partial(from_env, IMMICH_API_KEY_FILE=str(path))
+    told = partial(invalid, path, "IMMICH_API_KEY_FILE", read)
+    assert told() == "there is no such file"
+    put(path, KEY.encode() + b"\xff")
+    assert told() == "it is not UTF-8 text"
+    put(path, " " * LIMIT + KEY)
+    assert told().startswith("it is larger than ")
+    path.unlink()
+    path.mkdir()
+    assert told()
+    if os.name == "posix":
+        path.rmdir()
+        fifo(path)
+        assert told() == "it is not a regular file"
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(each, marks=posix_only if each in STRANGE else ()) for each in KEY_FILES]
-)
-def test_a_file_without_a_key_is_an_error_that_names_it(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "secret"
-    KEY_FILES[kind](path)
-    invalid(path, "IMMICH_API_KEY_FILE", from_env, IMMICH_API_KEY_FILE=str(path))
-
-
-@posix_only
 def test_a_file_of_a_key_that_may_not_be_read_is_an_error_that_says_so(land: Path) -> None:
     path = put(land / "key", KEY)
     path.chmod(0)
@@ -3372,23 +3047,9 @@ def test_a_file_of_a_key_that_may_not_be_read_is_an_error_that_says_so(land: Pat
     assert os.strerror(errno.EACCES) in problem
 
 
-@pytest.mark.parametrize(
-    "path", ["", "a\0b", "\ud800", "x" * 5000], ids=["", "NUL", "lone", "long"]
-)
-def test_a_path_of_a_key_that_is_none_is_an_error_that_names_the_variable(path: str) -> None:
-    error_of(SessionError, "IMMICH_API_KEY_FILE", from_env, IMMICH_API_KEY_FILE=path)
-
-
-@pytest.mark.parametrize("variable", ["IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN"])
-@pytest.mark.parametrize("quote", ["'", '"'])
-def test_a_secret_in_quotes_is_told_as_that(variable: str, quote: str, tmp_path: Path) -> None:
-    quoted = f"{quote}{KEY}{quote}"
-    path = put(tmp_path / "key", f"\ufeff{quoted}\n")
-    for environ in ({variable: quoted}, {"IMMICH_API_KEY_FILE": str(path)}):
-        error_of(InvalidSessionError, "quotes: remove them", from_env, **environ)
-    for unpaired in (quote, f"{quote}{KEY}", f"{KEY}{quote}"):
-        session = from_env(**{variable: unpaired})
-        assert session and session.secret == unpaired
+def test_a_path_of_a_key_that_is_none_is_an_error_that_names_the_variable() -> None:
+    for path in ("", "a\0b", "\ud800", "x" * 5000):
+        error_of(SessionError, "IMMICH_API_KEY_FILE", from_env, IMMICH_API_KEY_FILE=path)
 
 
 def headers_from_env(tmp_path: Path, text: str, variable: str) -> Mapping[str, str]:
@@ -3404,18 +3065,14 @@ both_headers = pytest.mark.parametrize("variable", ["IMMICH_HEADERS", "IMMICH_HE
 
 
 @both_headers
-@pytest.mark.parametrize(
-    "text, headers",
-    [
+def test_headers_are_a_line_each(tmp_path: Path, variable: str) -> None:
+    for text, headers in (
         ("A: b", {"A": "b"}),
         ("A:b\nC : d: e \n", {"A": "b", "C": "d: e"}),
         ("\r\n  A:  b  \r\n\t\r\nC: #d\r\n", {"A": "b", "C": "#d"}),
         ("Authorization: Basic YTpi", {"Authorization": "Basic YTpi"}),
-    ],
-    ids=ascii,
-)
-def test_headers_are_a_line_each(tmp_path: Path, variable: str, text: str, headers: Any) -> None:
-    assert headers_from_env(tmp_path, text, variable) == headers
+    ):
+        assert headers_from_env(tmp_path, text, variable) == headers
 
 
 def test_a_file_of_headers_may_have_comments_and_a_bom(tmp_path: Path) -> None:
@@ -3438,24 +3095,18 @@ def test_headers_may_be_in_one_variable_and_empty_counts_as_unset(tmp_path: Path
 
 
 @both_headers
-@pytest.mark.parametrize(
-    "text, line, problem",
-    [
+def test_a_bad_header_is_told_by_its_line(tmp_path: Path, variable: str) -> None:
+    file = None if variable == "IMMICH_HEADERS" else tmp_path / "headers"
+    for text, line, problem in (
         (f"A: b\n\n{HEADER}", 3, 'expected "NAME: VALUE"'),
         (f"A: b\r\na: {HEADER}", 2, "this header is given twice"),
         (f"A: b\nCookie: {HEADER}", 2, "headers.Cookie: this header is reserved"),
         (f"Authorization: Bearer {HEADER}", 1, "headers.Authorization: this header is reserved"),
         *((f"\nA B: {HEADER}", 2, "headers: a name"), (f": {HEADER}", 1, "headers: a name")),
         *((f"A:{value}", 1, "headers.A: expected visible ASCII") for value in (f"{HEADER}é", "")),
-    ],
-    ids=ascii,
-)
-def test_a_bad_header_is_told_by_its_line(
-    tmp_path: Path, variable: str, text: str, line: int, problem: str
-) -> None:
-    file = None if variable == "IMMICH_HEADERS" else tmp_path / "headers"
-    told = invalid(file, variable, headers_from_env, tmp_path, text, variable)
-    assert told.startswith(f"line {line}: {problem}")
+    ):
+        told = invalid(file, variable, headers_from_env, tmp_path, text, variable)
+        assert told.startswith(f"line {line}: {problem}")
 
 
 def test_headers_in_quotes_and_a_file_without_one_are_told_as_that(tmp_path: Path) -> None:
@@ -3504,7 +3155,7 @@ def test_a_session_has_several_sources(full: Place, monkeypatch: Patch) -> None:
     assert source() == "default"
 
 
-def test_what_comes_first_is_used(full: Place, monkeypatch: Patch) -> None:
+def test_what_comes_later_is_not_looked_at(full: Place, monkeypatch: Patch) -> None:
     monkeypatch.setenv("IMMICH_PROFILE", "..")
     put(full.config_json, "{")
     assert source() == "environment"
@@ -3556,45 +3207,34 @@ def test_an_expired_session_is_not_logged_in(store: Place, monkeypatch: Patch) -
     assert EXPIRED.secret not in whole_text(error)
 
 
+SAME_SERVER = [
+    *(("photos.example.com", URL), ("https://PHOTOS.example.com:443/", URL)),
+    *(("https://a/b/c", "https://a/api"), ("http://a", "https://a/api")),
+    *(("http://a:80/b", "https://a:443/api"), ("http://a:2283", "https://a:2283/api")),
+]
+OTHER_SERVER = [
+    *(("https://a", "http://a/api"), ("https://a:2283", "https://a/api")),
+    *(("http://a:81", "https://a/api"), ("http://a", "https://a:444/api")),
+    *(("https://b", "https://a/api"), ("https://a.b", "https://a/api")),
+    *(("b.example", "https://me:you@photos.example.com/api"), ("b.example", "ftp://a")),
+]
 HALVES = [  # what the environment says, what is stored, and what is missing where that is refused
     *(({name: "x"}, URL, "IMMICH_INSTANCE_URL") for name in SECRET_VARIABLES),
     ({"IMMICH_API_KEY": "x", "IMMICH_SERVER": ""}, URL, "IMMICH_INSTANCE_URL"),
     *(({name: URL}, URL, "") for name in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")),
-    *(
-        ({"IMMICH_SERVER": typed}, stored, "")
-        for typed, stored in (
-            *(("photos.example.com", URL), ("https://PHOTOS.example.com:443/", URL)),
-            *(("https://a/b/c", "https://a/api"), ("http://a", "https://a/api")),
-            ("http://a:80/b", "https://a:443/api"),
-            ("http://a:2283", "https://a:2283/api"),
-        )
-    ),
-    *(
-        ({"IMMICH_SERVER": typed}, stored, "IMMICH_API_KEY")
-        for typed, stored in (
-            *(("https://a", "http://a/api"), ("https://a:2283", "https://a/api")),
-            *(("http://a:81", "https://a/api"), ("http://a", "https://a:444/api")),
-            *(("https://b", "https://a/api"), ("https://a.b", "https://a/api")),
-            *(("b.example", "https://me:you@photos.example.com/api"), ("b.example", "ftp://a")),
-        )
-    ),
+    *(({"IMMICH_SERVER": typed}, stored, "") for typed, stored in SAME_SERVER),
+    *(({"IMMICH_SERVER": typed}, stored, "IMMICH_API_KEY") for typed, stored in OTHER_SERVER),
     ({"IMMICH_PROFILE": ""}, URL, ""),
     ({"IMMICH_API_URL": "https://b", "IMMICH_HEADERS": "A: b"}, URL, ""),
 ]
 
 
-@pytest.mark.parametrize(
-    "variable, missing",
-    [
-        *((name, "IMMICH_INSTANCE_URL") for name in SECRET_VARIABLES),
-        *((name, "IMMICH_API_KEY") for name in ("IMMICH_INSTANCE_URL", "IMMICH_SERVER")),
-    ],
-)
-def test_who_is_not_logged_in_is_told_what_half_an_environment_lacks(
-    variable: str, missing: str, monkeypatch: Patch
-) -> None:
-    monkeypatch.setenv(variable, "x")
-    assert str(error_of(NotLoggedInError, "", get_session)).endswith(f" set {missing}")
+def test_who_is_not_logged_in_is_told_what_half_an_environment_lacks(monkeypatch: Patch) -> None:
+    for variable in (*SECRET_VARIABLES, "IMMICH_INSTANCE_URL", "IMMICH_SERVER"):
+        missing = "IMMICH_INSTANCE_URL" if variable in SECRET_VARIABLES else "IMMICH_API_KEY"
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "x")
+            assert str(error_of(NotLoggedInError, "", get_session)).endswith(f" set {missing}")
 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
@@ -3981,7 +3621,7 @@ def test_a_password_login_gives_a_session(immich: Server, monkeypatch: Patch) ->
     assert immich.lines == [WELL_KNOWN, LOG_IN]
 
 
-def test_a_password_travels_as_it_is_and_says_from_which_device(
+def test_a_password_travels_as_it_is_from_a_named_device(
     server: Server, monkeypatch: Patch
 ) -> None:
     for password in ("pässwörd ✓ 日本", "pa\u0308sswo\u0308rd", " a\n", "", '"\\'):
@@ -4026,9 +3666,8 @@ def test_no_failure_to_get_the_name_of_a_key_matters(server: Server, answer: Ans
 
 
 def test_what_a_server_echoes_does_not_become_a_name(server: Server) -> None:
-    for secret in (HEADER, KEY):
-        server.answers[ME] = replying(name=f"my {secret}", permissions=[])
-        assert by_key(server.url, extra_headers=CANARIES).auth == ApiKey(KEY)
+    server.answers[ME] = replying(name=f"my {KEY}", permissions=[])
+    assert by_key(server.url).auth == ApiKey(KEY)
     for member, auth in (
         ("userEmail", Jwt(TOKEN, "u-1", EMAIL)),
         ("userId", Jwt(TOKEN, "", "alice@example.com")),
@@ -4099,9 +3738,7 @@ NOBODIES = [PAGE, "", "[]", '{"statusCode":401}', '{"message":"Denied"}']
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("reply", [*GATEWAYS, *(Reply(0, body) for body in NOBODIES)], ids=brief)
-def test_what_stands_in_front_says_nothing_of_a_secret(
-    server: Server, reply: Reply, status: int
-) -> None:
+def test_what_stands_in_front_is_no_verdict(server: Server, reply: Reply, status: int) -> None:
     each_tells(server, "in front of it", reply._replace(status=status))
     server.answers[LOG_IN] = denial(status, "Old")._replace(identity=reply.identity)
     assert "refused: Old" in refused(status, by_password, server.url)  # Immich 2 behind it
@@ -4132,9 +3769,7 @@ def test_the_server_tells_whose_session_it_is_and_what_it_may_do(immich: Server)
 @pytest.mark.parametrize(
     "line, auth", [(USER, SESSION.auth), (USER, LOGIN.auth), (ME, SESSION.auth)]
 )
-def test_no_account_is_told_of_a_session_that_is_refused(
-    immich: Server, line: str, auth: Any
-) -> None:
+def test_no_account_is_told_of_a_refused_session(immich: Server, line: str, auth: Any) -> None:
     answers = [recorded("bad key", immich.version), recorded("500", immich.version)]
     answers += [Reply(403, PAGE), denial3(403, "Forbidden", ""), Reply(200, PAGE)]
     answers += [Reply(200, "[]"), redirect("/x")] + [denial(400, "Bad")] * (line == USER)
@@ -4167,7 +3802,7 @@ ACCOUNTS: List[Tuple[Dict[str, Any], Account]] = [
 
 
 @pytest.mark.parametrize("facts, told", ACCOUNTS, ids=brief)
-def test_what_is_no_text_or_holds_a_secret_of_ours_is_none(
+def test_no_fact_holds_a_secret_of_ours(
     server: Server, facts: Dict[str, Any], told: Account
 ) -> None:
     server.answers[USER] = server.answers[ME] = replying(**facts)
@@ -4211,14 +3846,11 @@ def test_an_answer_that_was_not_asked_for_is_told(server: Server, answer: Any, t
     each_tells(server, told, answer)
 
 
-@pytest.mark.parametrize(
-    "member",
-    ['"accessToken":"a b"', '"accessToken":"a\\n"', '"accessToken":"ü"', '"accessToken":7']
-    + ['"userId":""', '"userId":null', '"userEmail":""', '"userEmail":["a@b.c"]'],
-)
-def test_a_login_that_lacks_a_member_is_none(server: Server, member: str) -> None:
-    server.answers[LOG_IN] = Reply(201, f"{PLEASING[:-1]},{member}}}")  # the last one counts
-    refused(201, by_password, server.url)
+@pytest.mark.parametrize("name", ["accessToken", "userId", "userEmail"])
+def test_a_login_that_lacks_a_member_is_none(server: Server, name: str) -> None:
+    for value in ["a b", "a\n", "ü", 7] if name == "accessToken" else ["", None, ["a@b.c"]]:
+        server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, name: value}))
+        refused(201, by_password, server.url)
 
 
 def test_answers_in_chunks_and_of_the_largest_size_are_answers(server: Server) -> None:
@@ -4254,9 +3886,7 @@ MESSAGES: List[Tuple[object, str]] = [
 @pytest.mark.parametrize(
     "reply, told", VALIDATIONS + [(denial(400, text), told) for text, told in MESSAGES], ids=brief
 )
-def test_what_a_server_says_is_told_as_one_short_line(
-    server: Server, reply: Reply, told: str
-) -> None:
+def test_what_a_server_says_is_told_in_short(server: Server, reply: Reply, told: str) -> None:
     server.answers[LOG_IN] = reply
     text = refused(400, by_password, server.url)
     assert f": the server refused: {told}" in text and "None" not in text
@@ -4275,11 +3905,8 @@ def test_our_secrets_are_cut_out_of_what_a_server_says(server: Server) -> None:
             server.answers[line] = denial3(400, "Validation failed", errors=errors)
             told = refused(400, ask, server.url)
             assert secret[:5] not in told and len(told) < len(server.url) + 260
-
-
-def test_a_secret_in_another_or_in_json_is_cut(server: Server) -> None:
-    headers = {"X-A": "a", "X-B": "a-s3cret", "X-C": "b-s3cret c"}
-    quoted = ('p"s3cret', '{"p\\"s3cret'), ('ü"s3cret', '{"ü\\"s3cret')
+    headers = {"X-A": "a", "X-B": "a-s3cret", "X-C": "b-s3cret c"}  # one is in another
+    quoted = ('p"s3cret', '{"p\\"s3cret'), ('ü"s3cret', '{"ü\\"s3cret')  # as JSON has them
     for password, echo in (("", "a-s3cret"), ("", "b-s3cret c"), *quoted):
         server.answers[LOG_IN] = denial(400, f"Unexpected {echo}")
         ask = partial(login_password, server.url, EMAIL, password, extra_headers=headers)
@@ -4325,22 +3952,7 @@ def test_whatever_a_server_answers_only_the_documented_errors_are_raised(server:
 # Discovery
 
 
-def test_an_address_may_be_given_with_or_without_api(immich: Server) -> None:
-    for typed in ("", "/", "///", "/api", "/api/"):
-        immich.asked.clear()
-        assert resolve_api_url(immich.url + typed) == f"{immich.url}/api"
-        assert immich.lines == ([] if "api" in typed else [WELL_KNOWN])
-
-
 W, P = "/.well-known/immich", "/server/ping"  # as the tables have them
-
-
-def test_a_less_secure_address_is_never_recommended(secure: Any) -> None:
-    safe = secure()
-    _, path = VALIDATE.split()
-    for scheme, is_told in (("http", False), ("https", True)):
-        safe.answers[VALIDATE] = redirect(f"{scheme}://photos.example.com{path}")
-        assert ("use the address" in refused(301, validity, safe.url)) is is_told
 
 
 def visited(server: Server) -> str:
@@ -4395,7 +4007,8 @@ FOUND: List[Tuple[str, Dict[str, Reply], str, Optional[str]]] = [
     ("", {"W": redirect(SSO), SSO: Reply(200, PAGE), "/apiP": PONG}, "/api", "W /sso?next=W /apiP"),
     ("", {"/apiP": MOVED, "/photos/apiP?a=b": PONG}, "/photos/api", "W /apiP /photos/apiP?a=b"),
     ("", {"/apiP": redirect("/server/ping", 302), "P": PONG}, "", "W /apiP P"),
-    *((typed, {"/apiP": PONG}, "/api", None) for typed in [*SEARCHES][:-1]),  # one is too deep
+    *((typed, {"/apiP": PONG}, "/api", None) for typed in ("///", *[*SEARCHES][:-1])),
+    *((typed, {"/apiP": PONG}, "/api", "/apiP") for typed in ("/api", "/api/")),
     *((f"/photos{page}", {"/photos/apiP": PONG}, "/photos/api", None) for page in PAGES),
 ]
 
@@ -4474,11 +4087,15 @@ def test_discovery_follows_no_redirect_to_another_host(serve: Any, status: int) 
     assert not foreign.asked
 
 
-def test_discovery_leads_nowhere_from_https_to_http(server: Server, secure: Any) -> None:
+def test_nothing_leads_from_https_to_http(server: Server, secure: Any) -> None:
     away = {WELL_KNOWN: redirect(f"{server.url}/.well-known/immich"), PING: Reply(404)}
     for answers in (away, {WELL_KNOWN: endpoint(f"{server.url}/api")}):
         error_of(ServerError, server.url, by_password, secure(answers).url)
     assert not server.asked
+    safe = secure()
+    for scheme, is_told in (("http", False), ("https", True)):
+        safe.answers[VALIDATE] = redirect(f"{scheme}://photos.example.com{VALIDATE.split()[1]}")
+        assert ("use the address" in refused(301, validity, safe.url)) is is_told
 
 
 def test_a_system_that_gives_no_thread_is_no_traceback(server: Server, monkeypatch: Patch) -> None:
@@ -4549,11 +4166,6 @@ def test_a_request_with_a_credential_follows_no_redirect(serve: Any, status: int
         path = line.split()[1]
         server.answers[line] = redirect(other.url + path, status)
         assert f"use the address {other.url}/api " in refused(status, ask, server.url)
-        for end in (f"/?rd={path}", f"/#{path}", f"{path}?rd={path}", f"{path}/", f"{path}/login"):
-            server.answers[line] = redirect(other.url + end, status)
-            text = refused(status, ask, server.url)
-            assert "a login page" in text and HEADERS_NAMED in text
-            assert "use the address" not in text
         assert not other.asked and server.lines[-1] == line
 
 
@@ -4565,6 +4177,7 @@ LOCATIONS = [
     ("/login", f"it redirects to URL/login: {TO_A_PAGE}"),
     ("//127.0.0.1/login", f"it redirects to http://127.0.0.1/login: {TO_A_PAGE}"),
     (f"{HERE}/api/auth/login", f"use the address {HERE}/api instead"),
+    (f"{HERE}/api/auth/login/", f"it redirects to {HERE}/api/auth/login/: {TO_A_PAGE}"),
     (f"{HERE}/?rd=/api/auth/login", f"it redirects to {HERE}/***: {TO_A_PAGE}"),
     (f"{HERE}/api/auth/login?a=b", f"it redirects to {HERE}/api/auth/login***: {TO_A_PAGE}"),
     ("/login?rd=/api/auth/login", f"it redirects to URL/login***: {TO_A_PAGE}"),
@@ -4701,9 +4314,7 @@ def test_a_server_is_trusted_by_its_certificate(
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "MAXIMUM_SUPPORTED"])  # 1.2: in the handshake
-def test_a_server_that_wants_a_certificate_of_ours_is_told_as_that(
-    secure: Any, version: str
-) -> None:
+def test_a_server_that_wants_a_certificate_of_ours_is_told(secure: Any, version: str) -> None:
     strict = secure(clients=ssl.CERT_REQUIRED)
     strict.tls.maximum_version = ssl.TLSVersion[version]
     for _, ask in CALLS * 10:
@@ -4817,20 +4428,8 @@ def test_a_token_is_sent_beside_the_authorization_of_a_proxy(server: Server) -> 
     assert sent[2:] == [[[f"Basic {HEADER}"], [TOKEN], None], [[f"Basic {HEADER}"], None, [KEY]]]
 
 
-def test_no_header_is_sent_that_could_be_taken_for_another(server: Server) -> None:
-    refused_ones: List[Dict[str, str]] = [
-        *({name: HEADER} for name in ("x-api-key", "X-IMMICH-User-Token", "Cookie", "hOST")),
-        *({"Authorization": f"bEARER {HEADER}"}, {"a": "b", "A": HEADER}, {f"X: {HEADER}": "x"}),
-        *({"X": value} for value in (f"{HEADER}\r\nX-Api-Key: x", f"{HEADER}ü", "")),
-    ]
-    for headers in refused_ones:
-        for _, ask in CALLS:
-            error_of(InvalidSessionError, "headers", ask, server.url, extra_headers=headers)
-    assert not server.asked
-
-
 @pytest.mark.parametrize("bad", [f"{KEY}\n", f"{KEY} {KEY}", f"{KEY}ü", f"{KEY}\ud800", ""])
-def test_no_secret_is_sent_that_would_not_arrive(server: Server, bad: str) -> None:
+def test_nothing_is_sent_that_would_not_arrive_as_it_is(server: Server, bad: str) -> None:
     token = Jwt(bad, "u", "e")
     asks = [of_session(is_valid, ApiKey(bad)), of_session(is_valid, token)]
     asks += [of_session(logout, token), lambda url: bool(login_api_key(url, bad))]
@@ -4838,6 +4437,11 @@ def test_no_secret_is_sent_that_would_not_arrive(server: Server, bad: str) -> No
     for ask in asks:
         error_of(InvalidSessionError, "", ask, server.url)
     assert set(server.lines) <= {WELL_KNOWN}
+    server.asked.clear()
+    for headers in ({"x-api-key": HEADER}, {"X": f"{HEADER}{bad}\r\nX-Api-Key: x"}):
+        for _, ask in CALLS:
+            error_of(InvalidSessionError, "headers", ask, server.url, extra_headers=headers)
+    assert not server.asked
 
 
 # Time limits: they hold for a request as a whole
@@ -4891,9 +4495,7 @@ def test_no_secret_is_sent_once_time_is_up(proxy: Server, secure: Any) -> None:
 
 
 @posix_only
-def test_no_secret_is_sent_once_ctrl_c_is_pressed(
-    proxy: Server, secure: Any, monkeypatch: Patch
-) -> None:
+def test_no_secret_is_sent_after_ctrl_c(proxy: Server, secure: Any, monkeypatch: Patch) -> None:
     proxy.inside, willing, pressed = secure().tls, threading.Event(), threading.Event()
 
     def press(timeout: float) -> bool:
@@ -4962,8 +4564,11 @@ class Cli:
         self.store, self.base, self.top = store, store.base, store.top
         self.patch, self.capfd = patch, capfd
 
-    def __call__(self, *args: object) -> Outcome:
+    def __call__(self, *args: object, stdin: Optional[Payload] = None) -> Outcome:
         """Return the status of main(), and what it printed."""
+        if stdin is not None:
+            data = stdin.encode() if isinstance(stdin, str) else stdin
+            self.patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         self.capfd.readouterr()
         status = immich_session.main([str(arg) for arg in args])
         return Outcome(status, *self.capfd.readouterr())
@@ -4977,6 +4582,51 @@ class Cli:
 @pytest.fixture
 def cli(store: Place, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]) -> Cli:
     return Cli(store, monkeypatch, capfd)
+
+
+class Desk(Cli):
+    """The command line, with a server to log in to."""
+
+    server: Server
+
+    def log_in(self, secret: str, *args: object) -> Outcome:
+        """Run login with a secret on standard input."""
+        outcome = self("login", *args, stdin=f"{secret}\n")
+        assert not outcome.out and sentences(outcome.err) and not leaks(outcome.err)
+        return outcome
+
+    def by_key(self, *args: object) -> Outcome:
+        return self.log_in(KEY, self.server.url, *BY_KEY, *args)
+
+    def by_password(self, *args: object) -> Outcome:
+        return self.log_in(PASSWORD, self.server.url, *BY_PASSWORD, *args)
+
+    def both(self, *args: object) -> Iterator[Outcome]:
+        """Log in with the key, then with the password."""
+        yield self.by_key(*args)
+        yield self.by_password(*args)
+
+    def check(self) -> List[object]:
+        """Return what programs are told of the session in use."""
+        before, report = (
+            json.loads(self("status", "--json", *flags).out) for flags in ([], ["--check"])
+        )
+        told = {name: report[name] for name in ("valid", "account", "permissions")}
+        assert report == {**before, **told}
+        return list(told.values())
+
+
+@pytest.fixture
+def desk(
+    store: Place, server: Server, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]
+) -> Desk:
+    desk = Desk(store, monkeypatch, capfd)
+    desk.server = server
+    return desk
+
+
+def secret_was_read() -> bool:
+    return sys.stdin.buffer.tell() > 0
 
 
 class Screen(NamedTuple):
@@ -5040,10 +4690,9 @@ def complaint(outcome: Outcome, status: int = 1, lines: int = 1) -> str:
     return told[-1][len("immich_session: ") :]
 
 
-def stored(profile: Optional[str] = None) -> Optional[immich_session.AuthMethod]:
-    """Return the key or the login that a profile holds, if any."""
-    session = SessionStore().load(profile)
-    return session.auth if session else None
+def stored(fact: str, profile: str = "default") -> Any:
+    """Return a fact of the session that a profile holds: "auth", "secret"…; None without one."""
+    return getattr(SessionStore().load(profile), fact, None)
 
 
 @pytest.fixture
@@ -5129,18 +4778,6 @@ def test_a_name_that_windows_has_no_file_of_is_refused_there(name: str, cli: Cli
     assert not cli.base.exists()
 
 
-@posix_only
-@pytest.mark.parametrize("coerced", [{}, {"PYTHONCOERCECLOCALE": "0"}], ids=["coerced", "C"])
-def test_a_name_beyond_the_locale_makes_no_traceback(store: Place, coerced: Dict[str, str]) -> None:
-    for name in ("é", "работа"):
-        store.set_current_profile(name)
-        for command in ("status", "profile list", "logout --local"):
-            done = run(*command.split(), env={"LC_ALL": "C", "PYTHONUTF8": "0", **coerced})
-            assert "Traceback" not in done.err
-            assert done.status in (0, 1, 4)
-            assert command != "status" or (done.status and one_sentence(done.err))
-
-
 def test_a_full_disk_stops_a_switch_and_a_login_but_not_clear(disk: Path) -> None:
     store, problem = SessionStore(disk), os.strerror(errno.ENOSPC)
     store.save(SESSION, "work")
@@ -5155,27 +4792,20 @@ def test_a_full_disk_stops_a_switch_and_a_login_but_not_clear(disk: Path) -> Non
 
 
 def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(cli: Cli) -> None:
-    def told(*args: Any, **more: Any) -> Tuple[str, Optional[str]]:
-        error = error_of(NotLoggedInError, "", get_session, *args, **more)
-        return str(error).replace(f"(.{os.sep}", "("), error.profile
-
     cli.patch.chdir(cli.top)
-    place, variables = cli.base / "profiles", ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
-    nobody, login = 'profile "{0}" is not logged in ({1})', f'run "{own_command()}'
-    remedy = f'{nobody}: {login} login SERVER --profile={{0}}"'
-    own = f'{nobody}: {login} --config-directory=. login SERVER --profile={{0}}"'
-    default, work = (remedy.format(name, place / name) for name in ("default", "work"))
-    assert told() == (default + variables, "default")
-    assert told("default") == (default, "default")
-    assert told("work") == (work, "work")
-    dot = SessionStore(".")
-    assert told(store=dot) == (own.format("default", Path("profiles", "default")), "default")
-    assert shell_words("--profile=my $photos") in told("my $photos")[0]
-    cli.store.save(EXPIRED)
-    renewal = default.replace("is not logged in", "has an expired session").replace(" SERVER", "")
-    assert told() == (renewal + variables, "default")
+    here, variables = SessionStore("."), ", or set IMMICH_INSTANCE_URL and IMMICH_API_KEY"
+    for profile, store, options, end in (
+        *((None, None, "", variables), ("default", None, "", ""), ("work", None, "", "")),
+        (None, here, " --config-directory=.", ""),
+    ):
+        error = error_of(NotLoggedInError, "", get_session, profile, store=store)
+        name = profile or "default"
+        place = os.path.join("." if store else cli.base, "profiles", name)
+        login = f"{own_command()}{options} login SERVER --profile={name}"
+        assert str(error) == f'profile "{name}" is not logged in ({place}): run "{login}"{end}'
+        assert error.profile == name
     cli.set(IMMICH_PROFILE="variable")
-    assert told()[1] == "variable"
+    assert error_of(NotLoggedInError, "", get_session).profile == "variable"
 
 
 def test_a_python_without_ssl_says_so_of_https(server: Server) -> None:
@@ -5196,38 +4826,26 @@ def help_of(cli: Cli, command: str) -> str:
     return out
 
 
-def test_the_version_is_data_and_main_takes_the_arguments_of_the_process(cli: Cli) -> None:
+def test_the_version_is_data_and_no_command_at_all_is_status_2_and_the_help(cli: Cli) -> None:
+    for args in ([], ["profile"], ["-d", "x"]):
+        assert cli(*args) == (2, "", cli(*args, "--help").out)
+    assert KEY not in cli("-d", KEY).err
     version = f"immich_session {immich_session.__version__}\n"
     assert cli("--version") == (0, version, "")
     cli.patch.setattr(sys, "argv", ["immich_session.py", "--version"])
     assert (immich_session.main(), cli.capfd.readouterr().out) == (0, version)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_works_and_shows_no_secret_of_the_environment(cli: Cli, command: str) -> None:
-    names = ("IMMICH_API_KEY", "IMMICH_ACCESS_TOKEN", "IMMICH_PROFILE", "IMMICH_INSTANCE_URL")
-    cli.set(**dict.fromkeys(names, KEY))
-    out = help_of(cli, command)
-    assert " ".join(out.split()).startswith(f"usage: {own_command()} {command}".rstrip())
-    assert KEY not in out
-
-
-@pytest.mark.parametrize("command", ["", "login", "profile switch"])
-def test_help_works_without_docstrings(command: str) -> None:
-    status, out, err = run(*command.split(), "--help", python=["-OO"])
-    assert (status, err) == (0, "") and "usage: " in out and "None" not in out
-
-
-@pytest.mark.parametrize("command", [*COMMANDS[:-4], *COMMANDS[-3:]])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_a_command_does_by_an_example_that_is_right(cli: Cli, command: str) -> None:
-    cli.patch.setattr(sys, "stdin", StringIO())
-    _, text, *_, last = help_of(cli, command).split("\n\n")
+    usage, text, *_, last = help_of(cli, command).split("\n\n")
+    assert " ".join(usage.split()).startswith(f"usage: {own_command()} {command} ")
     assert text in help_of(cli, "") + help_of(cli, "profile") or command == "exec"
     begins = f"example: {own_command()} {command}"
     assert last.startswith(begins) and "\n" not in last.rstrip()
     arguments = shlex.split(last[len(begins) :].split("|")[0])
     offline = {"login": ["--no-verify"]}.get(command, [])
-    assert cli(*command.split(), *offline, *arguments).status in (0, 1, 4)
+    assert cli(*command.split(), *offline, *arguments, stdin="").status in (0, 1, 4)
 
 
 P_PROFILE = "-P PROFILE, --profile PROFILE"
@@ -5258,7 +4876,9 @@ def test_help_says_the_defaults(cli: Cli, command: str, option: str, default: st
     assert default in told
 
 
-def test_help_names_every_command_and_variable(cli: Cli) -> None:
+def test_help_names_every_command_and_variable_and_shows_no_value(cli: Cli) -> None:
+    cli.set(**dict.fromkeys(KIND, KEY))
+    assert KEY not in "".join(help_of(cli, command) for command in ("", *COMMANDS))
     words = set(re.findall(r"\w+", help_of(cli, "")))
     assert words >= {command.split()[0] for command in COMMANDS}
     assert words >= {*KIND, "IMMICH_CONFIG_DIR"}
@@ -5280,6 +4900,7 @@ logout --timeout nan | status --timeout -1 | logout KEY | logout --all -P KEY | 
 status KEY | status --json=KEY | status --js=KEY | token KEY | exec --prof=KEY -- /nosuch
 import auth.yml KEY | profile KEY | profile list KEY | profile list --json=KEY
 profile current KEY | profile current -P KEY | profile switch work KEY
+status --timeout inf | logout --timeout=
 """
 QUOTES = [f"it's {KEY}", f'"it\'s" {KEY}', f"\\'{KEY}\\", f"'{KEY}' is no \"choice\""]
 USAGES = [line.split() for line in re.split(r"\||\n", WRONG_USAGE.strip())]
@@ -5300,6 +4921,9 @@ def test_wrong_usage_is_told_in_words_for_people(cli: Cli) -> None:
     for args, command in ((["-d"], ""), (["login", URL, KEY], " login")):
         assert f'"{own_command()}{command} --help"' in cli(*args).err
     assert f'"{own_command()} profile switch --help"' in cli("profile", "switch").err
+    module = shutil.copy(MODULE, put(cli.top / "my lib" / "immich_session.py"))
+    told = complaint(execute([sys.executable, module, "token", f"--{KEY}"]), 2)
+    assert f"usage: {shell_words(own_python(), module)} token [-h]" in told
 
 
 @given(st.text(), st.text(), st.sampled_from([["profile"], ["login", URL], ["status"], []]))
@@ -5310,54 +4934,18 @@ def test_no_superfluous_argument_is_echoed(before: str, after: str, words: List[
     assert (status, out.getvalue()) == (2, "") and KEY not in err.getvalue()
 
 
-def test_no_command_at_all_is_status_2_and_the_help(cli: Cli) -> None:
-    for args in ([], ["profile"], ["-d", "x"]):
-        assert cli(*args) == (2, "", cli(*args, "--help").out)
-    assert KEY not in cli("-d", KEY).err
-
-
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-@pytest.mark.parametrize("option", [f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"])
-def test_an_unknown_option_is_told_as_that_with_the_usage_of_the_command(
-    cli: Cli, command: str, option: str
-) -> None:
-    more = {"login": [URL], "exec": ["--", "/nosuch"], "profile switch": ["work"]}
-    told = complaint(cli(*command.split(), option, *more.get(command, [])), 2)
+def test_what_a_command_does_not_take_is_told_as_that(cli: Cli, command: str) -> None:
+    more = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
+    more = ["--", "/nosuch"] if command == "exec" else more
     prog = f"{own_command()} {command}".rstrip()
-    assert f"unknown option; usage: {prog} [-h]" in told and f'see "{prog} --help"' in told
-    assert ("-k KEY" in told) is (command == "login")
-
-
-def test_the_usage_that_is_told_is_whole_however_this_was_started(tmp_path: Path) -> None:
-    module = shutil.copy(MODULE, put(tmp_path / "my lib" / "immich_session.py"))
-    told = complaint(execute([sys.executable, module, "token", f"--{KEY}"]), 2)
-    assert f"usage: {shell_words(own_python(), module)} token [-h]" in told
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_only_a_command_that_takes_a_key_points_to_its_option(cli: Cli, command: str) -> None:
-    arguments = {"login": [URL], "import": ["file"], "profile switch": ["work"]}.get(command, [])
-    # What exec is given is the command to run.
-    told = complaint(cli(*command.split(), *arguments, KEY), 4 if command == "exec" else 2)
+    for option in (f"--chekc{KEY}", f"-{KEY}", f"--{KEY}={KEY}"):
+        told = complaint(cli(*command.split(), option, *more), 2)
+        assert f"unknown option; usage: {prog} [-h]" in told and f'see "{prog} --help"' in told
+        assert ("-k KEY" in told) is (command == "login")
+    # What exec is given belongs to the command to run.
+    told = complaint(cli(*command.split(), *more, KEY), 4 if command == "exec" else 2)
     assert bool(re.search(r"-k\b", told)) is (command == "login")
-
-
-@pytest.mark.parametrize(
-    "args, told",
-    [
-        ("login a -k - -e b", "-e/--email: not allowed with argument -k/--api-key"),
-        ("login a -e b -k -", "-k/--api-key: not allowed with argument -e/--email"),
-        ("logout -P a --all", "--all: not allowed with argument -P/--profile"),
-        ("login a -p -", "-p needs -e"),
-        ("login a -k - -p -", "-p needs -e"),
-        ("login a -e b -n c", "-n and --no-verify do not go with a password login"),
-        ("login a -e b --no-verify", "-n and --no-verify do not go with a password login"),
-    ],
-)
-def test_options_without_a_meaning_together_are_told_as_that(
-    cli: Cli, args: str, told: str
-) -> None:
-    assert told in complaint(cli(*args.split()), 2) and not cli.base.exists()
 
 
 def test_a_process_ends_with_the_status_that_main_returns(cli: Cli) -> None:
@@ -5381,45 +4969,21 @@ def test_the_directory_that_is_named_wins_over_the_environments_and_the_usual(cl
 # Command line: login, and where secrets come from
 
 
-def test_login_stores_a_session_and_prints_no_data(cli: Cli) -> None:
-    told = complaint(cli(*LOGIN_HERE, "-n", "cli"), status=0, lines=2)
-    assert 'profile "default"' in told and stored() == ApiKey(KEY, "cli")
-
-
-@pytest.mark.parametrize(
-    "typed, url",
-    [
-        ("photos.example.com", URL),
-        ("https://photos.example.com/", URL),
-        (URL, URL),
-        ("http://10.0.0.1:2283", "http://10.0.0.1:2283/api"),
-        ("https://example.com/photos", "https://example.com/photos/api"),
-    ],
-)
-def test_login_without_the_server_appends_api(cli: Cli, typed: str, url: str) -> None:
-    assert cli("login", typed, "--no-verify", "-k", KEY).status == 0
-    assert getattr(cli.store.load(), "server_url", None) == url
-
-
-NO_SERVERS = ["ftp://example.com", f"https://alice:{HEADER}@example.com", "https://", "ftp://x"]
-NO_SERVERS += [f"https://example.com/?key={HEADER}", "https://example.com:99999"]
-NO_SERVERS += ["https://exa\x1bmple.com"]
+NO_SERVERS = ["ftp://example.com", f"https://alice:{HEADER}@example.com", "https://exa\x1bmple.com"]
+NO_SERVERS += [f"https://example.com/?key={HEADER}"]
 
 
 @pytest.mark.parametrize(
     "args, where, lines",
     [
         *(([server], "SERVER: ", 1) for server in NO_SERVERS),
-        *(([URL, "-P", name], "is not allowed", 1) for name in ("..", "a/b", "\x1b[31m", "")),
+        *(([URL, "-P", name], "is not allowed", 1) for name in ("..", "\x1b[31m", "")),
         ([URL, "-n", "\udc80"], "auth.api_key.name: ", 2),
         ([URL, "-H", f"A: {HEADER}", "-H", f"A: {HEADER}"], "-H: ", 3),
         ([URL, "-H", HEADER], "-H: ", 2),
     ],
-    ids=ascii,
 )
-def test_a_bad_value_is_told_and_not_stored(
-    cli: Cli, args: List[str], where: str, lines: int
-) -> None:
+def test_a_bad_value_is_told_not_stored(cli: Cli, args: List[str], where: str, lines: int) -> None:
     done = cli("login", "--no-verify", "-k", KEY, *args)
     # What is wrong before the secret is asked for draws no warning of the secret.
     assert where in complaint(done, lines=lines)
@@ -5445,21 +5009,14 @@ def test_a_standard_input_that_has_nothing_yet_is_no_traceback() -> None:
     os.close(writer)
 
 
-def test_a_program_may_put_text_in_place_of_standard_input(cli: Cli) -> None:
-    cli.patch.setattr(sys, "stdin", StringIO(f"{KEY}\n"))
-    assert cli(*READ_KEY).status == 0 and stored() == ApiKey(KEY)
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        *(KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n"),
-        pytest.param("k" * 65536, id="64 KiB"),  # pytest puts a name into the environment
-    ],
-)
-def test_a_key_from_standard_input_loses_the_white_space_around_it(typed: str) -> None:
-    told = complaint(run(*READ_KEY, stdin=typed), status=0)
-    assert "warning" not in told and stored() == ApiKey(typed.strip("\ufeff \t\r\n"))
+def test_a_key_from_standard_input_loses_the_white_space_around_it(cli: Cli) -> None:
+    keys = [KEY, KEY + "\n", f" \t{KEY} \r\n", f"\n{KEY}\n\n", f"\ufeff{KEY}\r\n", "k" * 65536]
+    for typed in keys:
+        cli.store.clear()
+        assert "warning" not in complaint(cli(*READ_KEY, stdin=typed), status=0)
+        assert stored("auth") == ApiKey(typed.strip("\ufeff \t\r\n"))
+    cli.patch.setattr(sys, "stdin", StringIO(f"text-{KEY}\n"))  # as a program may have it
+    assert cli(*READ_KEY, "-P", "default").status == 0 and stored("secret") == f"text-{KEY}"
 
 
 VISIBLE_ONLY = "API key: expected visible ASCII characters, no spaces"
@@ -5473,41 +5030,30 @@ NO_KEYS = {
 
 
 @pytest.mark.parametrize("told", NO_KEYS)
-def test_what_is_no_key_is_refused_without_an_echo(base: Path, told: str) -> None:
+def test_what_is_no_key_is_refused_without_an_echo(cli: Cli, told: str) -> None:
     for typed in NO_KEYS[told]:
-        assert complaint(run(*READ_KEY, stdin=typed.replace(b"%s", KEY.encode()))) == told
-    assert not list(base.rglob("session.json"))
+        assert complaint(cli(*READ_KEY, stdin=typed.replace(b"%s", KEY.encode()))) == told
+    assert not list(cli.base.rglob("session.json"))
 
 
-@pytest.mark.parametrize(
-    "typed, sent",
-    [
+def test_a_password_from_standard_input_loses_one_line_end_and_no_more(desk: Desk) -> None:
+    for typed, sent in (
         *(("p", "p"), ("p\n", "p"), ("p\n\n", "p\n"), ("\n", ""), ("\ufeffp\r\n", "p")),
         *((" p w ", " p w "), (" p w \r\n", " p w "), ("pässwörd", "pässwörd")),
         ("x" * 65536, "x" * 65536),
-    ],
-    ids=lambda text: ascii(text[:9]),
-)
-def test_a_password_from_standard_input_loses_one_line_end_and_no_more(
-    server: Server, typed: str, sent: str
-) -> None:
-    assert run("login", server.url, "-e", EMAIL, "-p", "-", stdin=typed).status == 0
-    assert json.loads(server.asked[-1].body)["password"] == sent
+    ):
+        assert desk("login", desk.server.url, *BY_PASSWORD, stdin=typed).status == 0
+        assert json.loads(desk.server.asked[-1].body)["password"] == sent
 
 
-def test_a_password_of_more_than_64_kib_is_refused(server: Server) -> None:
-    assert complaint(run("login", server.url, "-e", EMAIL, "-p", "-", stdin="x" * 65537))
-    assert server.lines == [WELL_KNOWN]
-
-
-@pytest.mark.parametrize("flag, more", [("-k", []), ("-p", ["-e", "a@b.c"])])
-def test_what_is_said_of_a_secret_names_its_flag(
-    cli: Cli, server: Server, flag: str, more: List[str]
-) -> None:
-    assert f'"{flag} -" reads it' in run("login", server.url, *more).err
-    warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
-    err = cli("login", server.url, *more, flag, "s3cret").err
-    assert warning in err and "s3cret" not in err
+def test_what_is_said_of_a_secret_names_its_flag(desk: Desk) -> None:
+    for flag, more in (("-k", []), ("-p", ["-e", "a@b.c"])):
+        assert (
+            f'"{flag} -" reads it' in desk("login", desk.server.url, *more, "-P", "x", stdin="").err
+        )
+        warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
+        err = desk("login", desk.server.url, *more, flag, "s3cret", "-P", "x").err
+        assert warning in err and "s3cret" not in err
 
 
 def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
@@ -5519,13 +5065,6 @@ def test_no_more_than_64_kib_are_read_from_standard_input() -> None:
         assert process.wait(20) == 1
 
 
-@pytest.mark.parametrize("flags", [[], ["-k", "-"]], ids=str)
-def test_a_prompt_at_a_terminal_does_not_echo(flags: List[str]) -> None:
-    screen = at_terminal("login", URL, "--no-verify", *flags, typed=f"{KEY}\n".encode())
-    assert (screen.status, screen.echoes) == (0, True)
-    assert KEY not in screen.text and stored() == ApiKey(KEY)
-
-
 @pytest.mark.parametrize(
     "typed, status, told",
     [
@@ -5534,11 +5073,8 @@ def test_a_prompt_at_a_terminal_does_not_echo(flags: List[str]) -> None:
         (b"\n", 1, "no API key: nothing was entered; "),
         (b"\xff\n", 1, "no API key: it is not valid text; "),
     ],
-    ids=["Ctrl-C", "Ctrl-D", "empty", "no text"],
 )
-def test_no_answer_to_the_prompt_stores_nothing_and_brings_the_echo_back(
-    base: Path, typed: bytes, status: int, told: str
-) -> None:
+def test_no_answer_stores_nothing(base: Path, typed: bytes, status: int, told: str) -> None:
     screen = at_terminal("login", URL, "--no-verify", typed=typed)
     assert (screen.status, screen.echoes) == (status, True)
     assert not list(base.rglob("session.json"))
@@ -5550,6 +5086,9 @@ def test_the_terminal_is_not_asked_behind_the_back_of_standard_input(base: Path)
     screen = at_terminal("login", URL, "--no-verify", typed=b"", stdin=subprocess.DEVNULL)
     assert screen.status == 1 and '"-k -"' in screen.text
     assert '"-k -"' in complaint(run("login", URL, "--no-verify", stdin=KEY))
+    for flag, problem in ((["-k", "-"], "standard input: it is closed"), ([], "there is no term")):
+        done = run("login", URL, "--no-verify", *flag, preexec_fn=lambda: os.close(0))
+        assert f"no API key: {problem}" in complaint(done)
     assert not list(base.rglob("session.json"))
 
 
@@ -5566,13 +5105,6 @@ def test_a_prompt_that_nobody_would_see_is_an_error() -> None:
     assert done.status == 11
     os.close(slave)
     os.close(master)
-
-
-@pytest.mark.parametrize("flags", [[], ["-k", "-"]], ids=str)
-def test_closed_standard_input_is_an_error(base: Path, flags: List[str]) -> None:
-    done = run("login", URL, "--no-verify", *flags, preexec_fn=lambda: os.close(0))
-    problem = "standard input: it is closed" if flags else "there is no terminal to prompt on"
-    assert f"no API key: {problem}" in complaint(done) and not list(base.rglob("session.json"))
 
 
 @posix_only
@@ -5609,24 +5141,13 @@ def test_headers_come_from_the_command_line_and_from_files_in_this_order(cli: Cl
     assert session and [": ".join(item) for item in session.extra_headers.items()] == shown
 
 
-def test_a_header_on_the_command_line_draws_a_warning_and_in_a_file_none(cli: Cli) -> None:
-    cli.patch.chdir(cli.top)
-    put(cli.top / "headers", f"A: {HEADER}\n")
-    for header, lines in ((f"A: {HEADER}", 3), ("@headers", 2)):
-        done = cli(*with_extra(header))
-        complaint(done, status=0, lines=lines)
-        assert ("@FILE" in done.err) is (lines == 3)
-
-
 SPACED = "expected visible ASCII characters with single spaces inside"
 BAD_HEADERS = {  # what is told of them, behind where they are
     'expected "NAME: VALUE"': [HEADER, f"# {HEADER}"],
     "headers: a name has characters that HTTP does not allow": [f"A B: {HEADER}", f": {HEADER}"],
-    f"headers.A: {SPACED}": [f"A: {HEADER}\nB: c", f"A: {HEADER}é", "A:", f"A: {HEADER}\x7fB"],
+    f"headers.A: {SPACED}": [f"A: {HEADER}\nB: c", "A:"],
     "headers.authorization: this header is reserved": [f"authorization: bearer {HEADER}"],
 }
-for _name in ("x-api-key", "X-API-Key", "Cookie", "Host", "Content-Type"):
-    BAD_HEADERS[f"headers.{_name}: this header is reserved"] = [f"{_name}: {HEADER}"]
 
 
 @pytest.mark.parametrize("told", BAD_HEADERS)
@@ -5640,44 +5161,28 @@ def test_a_bad_header_is_refused_without_its_value(cli: Cli, told: str) -> None:
     assert not cli.base.exists()
 
 
-@pytest.mark.parametrize(
-    "data, told",
-    [
-        (None, ""),
-        (b"\xff", ""),
-        (b"A: b\n" * (1 << 18), ""),
-        (b"", 'expected "NAME: VALUE", one a line'),
-        (b"# A: b\n", 'expected "NAME: VALUE", one a line'),
-        (b"\xef\xbb\xbfA B: c", "line 1: headers: a name has characters that HTTP does not allow"),
-    ],
-    ids=["none", "ff", "big", "empty", "comment", "first line"],
-)
-def test_a_file_of_headers_that_is_none_is_named(
-    cli: Cli, data: Optional[bytes], told: str
-) -> None:
+def test_a_file_of_headers_that_is_none_is_named(cli: Cli) -> None:
     file = cli.top / "headers"
-    if data is not None:
+    assert complaint(cli(*with_extra(f"@{file}"))).startswith(f"-H: {file}: ")
+    for data, told in (
+        *(
+            ("# A: b\n", 'expected "NAME: VALUE", one a line'),
+            (b"\xff", ""),
+            ("A: b\n" * (1 << 18), ""),
+        ),
+        ("\ufeffA B: c", "line 1: headers: a name has characters that HTTP does not allow"),
+    ):
         put(file, data)
-    problem = complaint(cli(*with_extra(f"@{file}")))
-    assert problem.startswith(f"-H: {file}: {told}") and (not told or problem.endswith(told))
+        assert complaint(cli(*with_extra(f"@{file}"))).startswith(f"-H: {file}: {told}")
     assert not cli.base.exists()
 
 
-@pytest.mark.parametrize("literal_first", [True, False])
-def test_a_header_that_is_given_twice_is_told_where_it_is_again(
-    cli: Cli, literal_first: bool
-) -> None:
+def test_a_header_that_is_given_twice_is_told_where_it_is_again(cli: Cli) -> None:
     file = put(cli.top / "headers", f"\n# twice\nA: {HEADER}\n")
-    given = [f"a: {HEADER}", f"@{file}"][:: 1 if literal_first else -1]
-    where = f"-H: {file}: line 3" if literal_first else "-H"
-    told = complaint(cli(*with_extra(*given)), lines=2)
-    assert told == f"{where}: this header is given twice" and not cli.base.exists()
-
-
-def test_an_option_for_headers_stands_in_for_those_of_the_environment(cli: Cli) -> None:
-    cli.set(IMMICH_SERVER=URL, IMMICH_HEADERS_FILE="/nowhere")
-    assert cli(*RENEW, "-H", "A: b").status == 0
-    assert getattr(cli.store.load(), "extra_headers", None) == {"A": "b"}
+    literal, named = f"a: {HEADER}", f"@{file}"
+    for headers, where in (((literal, named), f"-H: {file}: line 3"), ((named, literal), "-H")):
+        told = complaint(cli(*with_extra(*headers)), lines=2)
+        assert told == f"{where}: this header is given twice" and not cli.base.exists()
 
 
 # Command line: which server, which profile
@@ -5692,31 +5197,25 @@ def test_login_without_a_server_renews_the_current_or_the_named_profile(cli: Cli
     cli.store.set_current_profile("work")
     for flags, profile in (([], "work"), (["-P", "other"], "other")):
         assert cli(*RENEW, *flags).status == 0
-        new = cli.store.load(profile)
-        assert new and new.created_at != "then"
-        assert new == dataclasses.replace(OLD, auth=ApiKey(KEY, "cli"), created_at=new.created_at)
+        created = stored("created_at", profile)
+        new = dataclasses.replace(OLD, auth=ApiKey(KEY, "cli"), created_at=created)
+        assert cli.store.load(profile) == new and created != "then"
     assert cli.store.load("default") == OLD
     assert cli(*RENEW, "-n", "new", "-H", "A: b").status == 0
-    new = cli.store.load("other")
-    assert new and (new.auth, new.extra_headers) == (ApiKey(KEY, "new"), {"A": "b"})
+    assert stored("auth", "other") == ApiKey(KEY, "new")
+    assert stored("extra_headers", "other") == {"A": "b"}
 
 
 @pytest.mark.parametrize("variable", ["", "IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 def test_a_server_that_is_named_gets_nothing_of_the_old_session(cli: Cli, variable: str) -> None:
     cli.store.save(OLD)
-    server = ["other.example.com"]
-    if variable:
-        cli.set(**{variable: server.pop()})
-    assert cli("login", *server, "--no-verify", "-k", KEY, "-P", "new").status == 0
+    typed = ["http://other.example.com:2283/photos/"]
+    # What is typed wins over the environment.
+    cli.set(**{variable: typed.pop()} if variable else {"IMMICH_SERVER": "third.example.com"})
+    assert cli("login", *typed, "--no-verify", "-k", KEY, "-P", "new").status == 0
     new = cli.store.load("new")
     assert new and (new.auth, new.extra_headers) == (ApiKey(KEY), {})
-    assert new.server_url == "https://other.example.com/api"
-
-
-def test_the_server_typed_wins_over_the_environments(cli: Cli) -> None:
-    cli.set(IMMICH_INSTANCE_URL="other.example.com")
-    assert cli(*LOGIN_HERE).status == 0
-    assert getattr(cli.store.load(), "server_url", None) == URL
+    assert new.server_url == "http://other.example.com:2283/photos/api"
 
 
 def test_what_cannot_be_renewed_is_told_and_stays(cli: Cli) -> None:
@@ -5725,24 +5224,14 @@ def test_what_cannot_be_renewed_is_told_and_stays(cli: Cli) -> None:
     cli.set(IMMICH_SERVER=f"https://alice:{HEADER}@example.com")
     assert "IMMICH_SERVER" in complaint(cli(*RENEW)) and not cli.base.exists()
     cli.patch.delenv("IMMICH_SERVER")
-    for session, typed, status in ((OLD, ["", "-k", KEY], 1), (LOGIN, [], 2)):
+    with_password = with_url(f"https://alice:{HEADER}@example.com/api")
+    for session, typed, status in ((OLD, ["", *RENEW[1:]], 1), (LOGIN, ["--no-verify"], 2)):
         cli.store.save(session)
-        told = complaint(cli("login", *typed, "--no-verify"), status)
-        assert ("SERVER" if typed else "--no-verify") in told and cli.store.load() == session
-
-
-@pytest.mark.parametrize("text", ["{", OLD.to_json().replace("://", f"://alice:{HEADER}@")])
-def test_a_broken_session_cannot_be_renewed(cli: Cli, text: str) -> None:
-    path = write_session(cli.base, text)
-    told = complaint(cli(*RENEW))
-    assert path.read_text() == text
-    assert text != "{" or (str(path) in told and told.endswith(": give the SERVER"))
-
-
-@pytest.mark.parametrize("data", [b"{", b"\xff", b"{}", b""])
-def test_a_broken_session_does_not_stop_a_new_login(cli: Cli, data: bytes) -> None:
-    write_session(cli.base, data)
-    assert cli(*LOGIN_HERE).status == 0 and stored() == ApiKey(KEY)
+        told = complaint(cli("login", *typed), status)
+        assert ("SERVER" if status == 1 else "--no-verify") in told
+        assert cli.store.load() == session
+    cli.store.save(with_password)
+    assert complaint(cli(*RENEW)) and cli.store.load() == with_password
 
 
 def test_the_first_profile_ever_and_one_that_is_named_become_current(cli: Cli) -> None:
@@ -5762,34 +5251,6 @@ def test_a_profile_name_may_have_letters_of_any_script(store: Place) -> None:
     assert run(*LOGIN_HERE, "-P", "Zoë 写真", env=unicode).status == 0
     assert run("profile", "current", env=unicode).out == "Zoë 写真\n"
     assert (store.base / "profiles" / "Zoë 写真" / "session.json").exists()
-
-
-BROKEN_CONFIGS = ["{", "[]", "", '{"current_profile": 1}', '{"current_profile": "../x"}']
-
-
-@pytest.mark.parametrize("text", BROKEN_CONFIGS)
-def test_beside_a_broken_config_json_the_profile_has_to_be_named(cli: Cli, text: str) -> None:
-    for profile in ("default", "work"):
-        cli.store.save(OLD, profile)
-    put(cli.store.config_json, text)
-    put(cli.base / "auth.yml", AUTH_YML)
-    for args in (LOGIN_HERE, ["logout", "--local"], ["import"]):
-        told = complaint(cli(*args))
-        assert "-P" in told and str(cli.store.config_json) in told
-    for flags in (["-P", "work"], ["--all"]):
-        assert cli.store.load("default") == OLD
-        assert cli("logout", "--local", *flags).status == 0
-        assert (cli.store.load("work"), cli.store.config_json.read_text()) == (None, text)
-
-
-@pytest.mark.parametrize("text", BROKEN_CONFIGS)
-@pytest.mark.parametrize("args", [LOGIN_HERE, ["profile", "switch", "work"], ["import"]], ids=str)
-def test_a_profile_that_is_named_mends_config_json(cli: Cli, text: str, args: List[str]) -> None:
-    cli.store.save(OLD, "work")
-    put(cli.store.config_json, text)
-    put(cli.base / "auth.yml", AUTH_YML)
-    named = [] if "switch" in args else ["-P", "work"]
-    assert cli(*args, *named).status == 0 and cli.store.get_current_profile() == "work"
 
 
 # How a program is started, and how the command that it suggests begins ("": in any way). PY is this
@@ -5842,10 +5303,10 @@ def told_to_run(command: Sequence[object], **options: Any) -> str:
 
 def paste(command: str, **options: Any) -> None:
     """Show that a command that was suggested stores the key that it reads."""
-    assert " SERVER " in command and stored() is None
+    assert " SERVER " in command and stored("auth") is None
     command = command.replace(" SERVER ", f" {URL} ") + " --no-verify -k -"
     done = execute(command, stdin=KEY, **options)
-    assert (done.status, sentences(done.err), stored()) == (0, True, ApiKey(KEY)), done.err
+    assert (done.status, sentences(done.err), stored("auth")) == (0, True, ApiKey(KEY)), done.err
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -5904,9 +5365,7 @@ def test_what_to_run_runs_in_the_same_virtual_environment(tmp_path: Path, is_act
 
 
 @pytest.mark.parametrize("directory", ["", "my files"])
-def test_what_to_run_renews_an_expired_session(
-    server: Server, tmp_path: Path, directory: str
-) -> None:
+def test_what_to_run_renews_an_old_session(server: Server, tmp_path: Path, directory: str) -> None:
     options = ["-d", str(tmp_path / directory)] if directory else []
     store = SessionStore(*options[1:])
     store.save(Session(f"{server.url}/api", EXPIRED.auth, "", CANARIES), "a b")
@@ -5920,75 +5379,30 @@ def test_what_to_run_renews_an_expired_session(
 # Command line: logout
 
 
-@pytest.mark.parametrize("flags", [[], ["-P", "default"], ["--all"]], ids=str)
-def test_logout_removes_the_session_if_any_and_says_so(cli: Cli, flags: List[str]) -> None:
-    assert complaint(cli("logout", "--local", *flags), status=0) and not cli.base.exists()
-    cli.store.save(SESSION)
-    assert '"default"' in complaint(cli("logout", "--local", *flags), status=0)
-    assert not list(cli.base.rglob("session.json"))
-
-
-def test_logout_is_of_the_current_profile_or_the_named_one(cli: Cli) -> None:
-    for profile in ("a", "b", "c"):
-        cli.store.save(SESSION, profile)
-    cli.store.set_current_profile("b")
-    assert cli("logout", "--local").status == 0
-    assert cli.store.list_profiles() == ["a", "c"]
-    assert cli("logout", "--local", "-P", "c").status == 0
-    assert cli.store.list_profiles() == ["a"]
-
-
-def test_logout_of_all_goes_on_after_a_failure(cli: Cli) -> None:
-    for profile in ("a", "c"):
-        cli.store.save(SESSION, profile)
-    cli.store.file.mkdir(parents=True)
-    status, _, err = cli("logout", "--local", "--all")
-    assert (status, cli.store.list_profiles()) == (1, ["work"])
-    assert sentences(err) and all(told in err for told in ('"a"', '"c"', str(cli.store.file)))
-
-
-def test_logout_of_all_removes_what_a_killed_login_left_behind(base: Path) -> None:
-    killed = f"{PROGRAM}os.replace = lambda *_, **__: os._exit(9)\n{MAIN}"
-    assert run(*LOGIN_HERE, "-P", "work", python=["-c", killed]).status == 9
-    assert KEY in "".join(p.read_text() for p in base.rglob("*") if p.is_file())
-    assert run("logout", "--local", "--all").status == 0
-    assert everything_in(base) == ["profiles", "work"]
-
-
-def test_logout_of_all_has_no_word_for_what_is_no_directory_or_empty(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    cli.store.save(SESSION, "gone")
-    cli.store.clear("gone")
-    # (Of a file in place of a directory, wine tells another error than Windows.)
-    strays = [put(cli.base / "profiles" / ".DS_Store", "x")] if os.name == "posix" else []
-    told = complaint(cli("logout", "--local", "--all"), status=0)
-    assert ".DS_Store" not in told and "gone" not in told
-    assert all(map(Path.exists, strays)) and cli.store.list_profiles() == []
-
-
-@posix_only
 def test_logout_of_all_leaves_no_secret_behind_without_a_word(cli: Cli) -> None:
-    cli.store.save(SESSION, "z")
-    for name in (" x", "a\tb"):  # as only another program makes them
-        write_session(cli.base, SESSION.to_json(), name)
+    for profile in ("a", "c", "gone"):
+        cli.store.save(SESSION, profile)
+    cli.store.clear("gone")
+    cli.store.file.mkdir(parents=True)
+    killed = put(cli.base / "profiles" / "killed" / ".session.json.abcdefgh.tmp", KEY)
+    told = ['"a"', '"c"', str(cli.store.file)]
+    if os.name == "posix":
+        for name in (" x", "a\tb"):  # as only another program makes them
+            write_session(cli.base, SESSION.to_json(), name)
+            told.append(repr(name))
+        # (Of a file in place of a directory, wine tells another error than Windows.)
+        put(cli.base / "profiles" / ".DS_Store", "x")
     status, _, err = cli("logout", "--local", "--all")
-    assert (status, cli.store.list_profiles()) == (1, [])
-    assert sentences(err) and "' x'" in err and "'a\\tb'" in err and '"z"' in err
+    assert (status, cli.store.list_profiles(), killed.exists()) == (1, ["work"], False)
+    assert sentences(err) and all(each in err for each in told)
+    assert ".DS_Store" not in err and "gone" not in err
+    assert os.name != "posix" or (cli.base / "profiles" / ".DS_Store").exists()
 
 
 def test_logout_removes_a_session_that_no_request_can_use(cli: Cli) -> None:
     for auth, status in ((SESSION.auth, 0), (LOGIN.auth, 1)):
         cli.store.save(Session("http://[:::1]/api", auth, ""))
         assert complaint(cli("logout"), status, lines=2) and cli.store.load() is None
-
-
-def test_logout_of_a_broken_session_says_that_the_server_does_not_know(cli: Cli) -> None:
-    path = write_session(cli.base, "{")
-    done = cli("logout")
-    told = 'the session of profile "default" is removed from this computer'
-    assert complaint(done, status=0, lines=2) == told and not path.exists()
-    broken = done.err.splitlines()[0]
-    assert str(path) in broken and broken.endswith("; its session may still be valid on the server")
 
 
 @root_only
@@ -6026,11 +5440,8 @@ LOGIN_FACTS = {**KEY_FACTS, **OF_LOGIN}
         (jwt(1e300), "unknown", LOGIN_FACTS),
         (with_auth(Jwt("a.b.c", "u-1", "alice@example.com")), "expired, unknown", LOGIN_FACTS),
     ],
-    ids=["key", "opaque", "live", "expired", "old", "endless", "broken"],
 )
-def test_status_tells_the_facts_to_people_and_to_programs(
-    cli: Cli, session: Session, expires: str, facts: Dict[str, object]
-) -> None:
+def test_status_tells_the_facts(cli: Cli, session: Session, expires: str, facts: Any) -> None:
     cli.store.save(session, "work")
     text, data = cli("status", "-P", "work"), cli("status", "-P", "work", "--json")
     for status, out, err in (text, data):
@@ -6044,17 +5455,10 @@ def test_status_tells_the_facts_to_people_and_to_programs(
     assert json.loads(data.out) == {**facts, **where, **created, **expiry}
 
 
-def test_status_json_is_ascii(cli: Cli) -> None:
-    cli.store.save(Session(URL, ApiKey(KEY, "Zoë"), ""))
-    assert cli("status", "--json").out.isascii() and "API key" in cli("status").out
-
-
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--json", "--check"]], ids=str)
 def test_status_without_a_session_says_what_to_run(cli: Cli, flags: List[str]) -> None:
     status, out, err = cli("status", *flags)
     assert (status, one_sentence(err), cli.base.exists()) == (4, True, False)
-    assert f'run "{own_command()} login SERVER --profile=default"' in err
-    assert str(cli.base / "profiles" / "default") in err
     asked = dict.fromkeys(("valid", "account", "permissions")) if "--check" in flags else {}
     shown = {"profile": "default", "source": "file", **NOBODY, **asked}
     assert json.loads(out) == shown if flags else out == ""
@@ -6070,47 +5474,36 @@ def test_the_command_to_run_can_be_pasted_into_a_shell(cli: Cli, profile: str) -
     assert store.list_profiles() == [profile]
 
 
-def test_status_tells_where_the_session_came_from(cli: Cli) -> None:
+USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
+
+
+def test_what_is_named_wins_over_the_environment_and_status_tells_which_it_is(cli: Cli) -> None:
     own = cli.top / "own"
-    cli.store.save(SESSION, "work")
-    SessionStore(own).save(LOGIN)
-    from_own = f'Source: profile "default" ({own / "profiles" / "default" / "session.json"})'
-    from_work = f'Source: profile "work" ({cli.store.file})'
-
-    def shown(*args: object) -> str:
-        return cli(*args).out.splitlines()[0]
-
-    assert [shown("status", "-P", "work"), shown("-d", own, "status")] == [from_work, from_own]
-    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=TOKEN)
-    assert [shown("status"), shown("-d", own, "status")] == ["Source: environment", from_own]
-    assert shown("status", "-P", "work") == from_work
-
-
-def test_the_session_of_the_environment_has_no_profile_and_no_creation(cli: Cli) -> None:
     cli.set(**FROM_ENVIRONMENT)
-    status, out, err = cli("status")
-    assert (status, err, cli.base.exists()) == (0, "", False)
-    assert "environment" in out and URL in out and "profile" not in out and KEY not in out
-    report = {"profile": None, "source": "environment", **KEY_FACTS, "name": None}
-    assert json.loads(cli("status", "--json").out) == report
-
-
-def test_a_profile_that_is_named_wins_over_the_environment(cli: Cli) -> None:
-    cli.set(**FROM_ENVIRONMENT)
+    for command in USING:
+        assert cli("-d", own, *command.split()).status == 4
     cli.store.save(LOGIN, "work")
-    assert json.loads(cli("status", "--json", "-P", "work").out)["method"] == "jwt"
-    assert cli("token", "-P", "work").out == TOKEN + "\n"
+    SessionStore(own).save(LOGIN)
+    in_own = f'profile "default" ({own / "profiles" / "default" / "session.json"})'
+    for before, after, source in (
+        ([], ["-P", "work"], f'profile "work" ({cli.store.file})'),
+        (["-d", own], [], in_own),
+    ):
+        assert cli(*before, "status", *after).out.startswith(f"Source: {source}\n")
+        assert cli(*before, "token", *after).out == TOKEN + "\n"
+        assert cli(*before, "headers", *after).out == f"Authorization: Bearer {TOKEN}\n"
+    python = [sys.executable, "-c", "import os; print(os.environ['IMMICH_ACCESS_TOKEN'])"]
+    assert run("-d", own, "exec", "--", *python).out == TOKEN + "\n"
     assert cli("token").out == KEY + "\n"
     for value in ("", "two words", f"{KEY}\x7f", f"{KEY}\udcff"):
         cli.set(IMMICH_API_KEY=value)
         assert "IMMICH_API_KEY" in complaint(cli("token"))
 
 
-def test_the_profile_of_the_environment_is_the_current_one(cli: Cli) -> None:
-    cli.store.save(SESSION, "work")
-    cli.set(IMMICH_PROFILE="work")
-    assert cli("profile", "current").out == "work\n"
-    assert cli("token").out == KEY + "\n"
+def test_the_session_of_the_environment_has_no_profile_and_no_creation(cli: Cli) -> None:
+    cli.set(**FROM_ENVIRONMENT)
+    report = {"profile": None, "source": "environment", **KEY_FACTS, "name": None}
+    assert json.loads(cli("status", "--json").out) == report and not cli.base.exists()
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "profile list"])
@@ -6121,12 +5514,9 @@ def test_user_name_and_password_of_a_stored_url_are_not_shown(cli: Cli, command:
     assert "photos.example.com/api" in out and HEADER not in out and "alice" not in out
 
 
-USING = ["status", "status --json", "token", "headers", "exec -- /nosuch"]
-
-
 @pytest.mark.parametrize("command", USING)
 @pytest.mark.parametrize("variable, value", [("API_KEY", HEADER), ("SERVER", "https://b")])
-def test_half_an_environment_stops_every_command_that_would_use_another_account(
+def test_half_an_environment_stops_a_command(
     cli: Cli, command: str, variable: str, value: str
 ) -> None:
     cli.set(**{f"IMMICH_{variable}": value})
@@ -6141,37 +5531,12 @@ def test_half_an_environment_stops_every_command_that_would_use_another_account(
     assert cli(first, *rest).status == done
 
 
-def test_a_directory_that_is_named_wins_over_the_environment(cli: Cli) -> None:
-    cli.set(**FROM_ENVIRONMENT)
-    own = ["-d", cli.top / "own"]
-    for command in USING:
-        assert cli(*own, *command.split()).status == 4
-    SessionStore(cli.top / "own").save(LOGIN)
-    assert json.loads(cli(*own, "status", "--json").out)["source"] == "file"
-    assert cli(*own, "token").out == TOKEN + "\n"
-    assert cli(*own, "headers").out == f"Authorization: Bearer {TOKEN}\n"
-    python = [sys.executable, "-c", "import os; print(os.environ['IMMICH_ACCESS_TOKEN'])"]
-    assert run(*own, "exec", "--", *python).out == TOKEN + "\n"
-    assert cli("token").out == KEY + "\n"
-
-
-@pytest.mark.parametrize("command", USING)
-def test_an_expired_token_of_the_environment_is_status_4_and_named(cli: Cli, command: str) -> None:
-    cli.store.save(SESSION)
-    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
-    status, _, err = cli(*command.split())
-    assert (status, one_sentence(err)) == (4, True)
-    assert "IMMICH_ACCESS_TOKEN" in err and EXPIRED.secret not in err
-
-
 HOSTILE_TEXT = "\x1b[2J\r\n\u202e\x9b\x07Z"
 
 
 @pytest.mark.parametrize("command", ["status", "profile list"])
 @pytest.mark.parametrize(
-    "auth",
-    [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)],
-    ids=["key", "login"],
+    "auth", [ApiKey(KEY, HOSTILE_TEXT), Jwt(TOKEN, HOSTILE_TEXT, HOSTILE_TEXT)], ids=brief
 )
 def test_control_characters_of_stored_values_are_escaped(cli: Cli, auth: Any, command: str) -> None:
     cli.store.save(Session(HOSTILE_TEXT, auth, HOSTILE_TEXT))
@@ -6190,80 +5555,39 @@ def test_a_session_that_others_may_read_draws_a_warning(base: Path) -> None:
 # Command line: profile, token
 
 
-def test_profile_list_tells_accounts_apart_and_what_is_current_expired_or_broken(cli: Cli) -> None:
-    unnamed = with_auth(ApiKey(KEY))
-    alike = {"a": LOGIN, "b": SESSION, "c": unnamed, "live": jwt(4102444800), "old": jwt(0)}
-    for profile, session in alike.items():
+def test_profile_list_tells_accounts_apart_and_what_is_expired_or_broken(cli: Cli) -> None:
+    for profile, session in (("a", SESSION), ("b", with_auth(ApiKey(KEY))), ("old", jwt(0))):
         cli.store.save(session, profile)
-    cli.store.set_current_profile("b")
     (cli.base / "profiles" / "empty").mkdir()
     path = write_session(cli.base, "{" + KEY, "z")
     status, out, err = cli("profile", "list")
     *lines, broken = out.splitlines()
     assert (status, err, KEY in out) == (0, "", False)
     assert broken.startswith(f"  z  broken: {path}: ")
-    assert lines == [
-        f"  a  {URL}  jwt  alice@example.com",
-        f"* b  {URL}  api_key  cli",
-        f"  c  {URL}  api_key",
-        f"  live  {URL}  jwt  alice@example.com",
-        f"  old  {URL}  jwt  alice@example.com  expired",
-    ]
+    expired = f"  old  {URL}  jwt  alice@example.com  expired"
+    assert lines == [f"  a  {URL}  api_key  cli", f"  b  {URL}  api_key", expired]
     status, out, err = cli("profile", "list", "--json")
     rows = json.loads(out)
     assert (status, err, KEY in out) == (0, "", False)
     assert list(rows[0]) == ["name", "current", "server_url", "method", "who", "expired", "error"]
     assert [list(row.values()) for row in rows] == [
-        ["a", False, URL, "jwt", "alice@example.com", False, None],
-        ["b", True, URL, "api_key", "cli", False, None],
-        ["c", False, URL, "api_key", None, False, None],
-        ["live", False, URL, "jwt", "alice@example.com", False, None],
+        ["a", False, URL, "api_key", "cli", False, None],
+        ["b", False, URL, "api_key", None, False, None],
         ["old", False, URL, "jwt", "alice@example.com", True, None],
         ["z", False, None, None, None, None, broken[len("  z  broken: ") :]],
     ]
-
-
-def test_profile_list_skips_what_is_removed_meanwhile(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    listed = ["default", "gone"]  # the other was listed, too
+    listed = ["a", "gone"]  # which is removed meanwhile
     cli.patch.setattr(SessionStore, "list_profiles", lambda _: listed)
-    assert cli("profile", "list") == (0, f"* default  {URL}  api_key  cli\n", "")
+    assert cli("profile", "list") == (0, f"{lines[0]}\n", "")
 
 
-def test_profile_list_of_nothing_is_an_empty_array_and_a_sentence(cli: Cli) -> None:
-    assert cli("profile", "list", "--json") == (0, "[]\n", "")
-    assert complaint(cli("profile", "list"), status=0)
-    assert cli("profile", "current") == (0, "default\n", "")
-    assert not cli.base.exists()
-
-
-def test_profile_list_works_beside_a_broken_config_json(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    put(cli.store.config_json, "{")
-    for flags in ([], ["--json"]):
-        status, out, err = cli("profile", "list", *flags)
-        assert (status, one_sentence(err)) == (0, True)
-        assert URL in out and "*" not in out and str(cli.store.config_json) in err
-
-
-def test_profile_switch_makes_a_profile_current_and_keeps_the_rest(cli: Cli) -> None:
+def test_profile_switch_refuses_what_has_no_session(cli: Cli) -> None:
     cli.store.save(SESSION, "work")
-    for theme in ({}, {"theme": {"dark": 1}}):
-        if theme:
-            put(cli.store.config_json, json.dumps(theme))
-        assert '"work"' in complaint(cli("profile", "switch", "work"), status=0)
-        assert json.loads(cli.store.config_json.read_text()) == {**theme, "current_profile": "work"}
-
-
-def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> None:
-    cli.store.save(SESSION, "work")
-    cli.store.save(SESSION, "home")
     cli.store.config_dir("empty")
-    told = complaint(cli("profile", "switch", "empty"))
-    assert "home, work" in told and '"empty"' in told
-    for name in ("", "..", "a/b", "\x1b[2J"):
+    for name in ("empty", "", "..", "\x1b[2J"):
         told = complaint(cli("profile", "switch", name))
-        assert "is not allowed" in told and "\x1b" not in told
+        problem = "(profiles with one: work)" if name == "empty" else "is not allowed"
+        assert problem in told and "\x1b" not in told
     assert not cli.store.config_json.exists()
 
 
@@ -6278,7 +5602,6 @@ def test_profile_switch_to_no_session_names_those_that_have_one(cli: Cli) -> Non
             ["Authorization: Basic YTpi", "#A: # b", f"x-immich-user-token: {TOKEN}"],
         ),
     ],
-    ids=["key", "login", "extra", "basic"],
 )
 def test_headers_and_token_are_for_a_request(cli: Cli, session: Session, lines: List[str]) -> None:
     cli.store.save(session, "work")
@@ -6286,30 +5609,32 @@ def test_headers_and_token_are_for_a_request(cli: Cli, session: Session, lines: 
     assert cli("token", "-P", "work") == (0, lines[-1].split()[-1] + "\n", "")
 
 
-@pytest.mark.parametrize(
-    "session, member",
-    [
+def test_headers_and_exec_refuse_what_cannot_be_sent(cli: Cli) -> None:
+    for session, member in (
         (with_headers({"A": f"{HEADER}\nx-api-key: y"}), "headers.A"),
         (with_auth(ApiKey(f"{KEY}\nA: b")), "auth.api_key.key"),
-        (with_auth(ApiKey(f"{KEY}\n")), "auth.api_key.key"),
-        (with_auth(Jwt(f"{KEY} \x00", "", "")), "auth.jwt.access_token"),
         (with_url(f"https://alice:{HEADER}@a/api"), "server_url"),
-    ],
-    ids=["header", "lines", "key", "token", "url"],
-)
-def test_headers_and_exec_refuse_what_cannot_be_sent(
-    cli: Cli, session: Session, member: str
-) -> None:
-    cli.store.save(session)
-    for command in (["headers"], ["exec", "--", "/nosuch"]):
-        assert member in complaint(cli(*command))
+    ):
+        cli.store.save(session)
+        for command in (["headers"], ["exec", "--", "/nosuch"]):
+            assert member in complaint(cli(*command))
 
 
-@pytest.mark.parametrize("args", [["token"], ["headers"], ["exec", "--", "/nosuch"]], ids=" ".join)
-def test_no_usable_session_is_status_4(cli: Cli, args: List[str]) -> None:
-    assert 'profile "default" is not logged in (' in complaint(cli(*args), 4)
-    cli.store.save(jwt(0))
-    assert 'profile "default" has an expired session (' in complaint(cli(*args), 4)
+@pytest.mark.parametrize("command", USING)
+def test_no_usable_session_is_status_4(cli: Cli, command: str) -> None:
+    def told() -> str:
+        status, out, err = cli(*command.split())
+        assert (status, one_sentence(err), leaks(err)) == (4, True, [])
+        assert not out or command.startswith("status")
+        return err
+
+    assert 'profile "default" is not logged in (' in told()
+    cli.store.save(EXPIRED)
+    assert 'profile "default" has an expired session (' in told()
+    cli.store.save(SESSION)
+    cli.set(IMMICH_SERVER=URL, IMMICH_ACCESS_TOKEN=EXPIRED.secret)
+    problem = told()
+    assert "IMMICH_ACCESS_TOKEN" in problem and EXPIRED.secret not in problem
 
 
 @pytest.mark.parametrize(
@@ -6350,36 +5675,31 @@ def ours(environ: Dict[str, str]) -> Dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("IMMICH_")}
 
 
-def test_exec_puts_the_session_in_place_of_any_other(store: Place) -> None:
-    secrets = {"IMMICH_API_KEY": KEY}, {"IMMICH_ACCESS_TOKEN": TOKEN}
-    for session, secret in zip((SESSION, LOGIN), secrets):
-        store.save(session, "work")
-        shown = ours(environment_of("exec", "-P", "work", "--", **FOREIGN))
-        rest = {"IMMICH_PROFILE": "work", "IMMICH_LOG_LEVEL": "verbose"}
-        assert shown == {**OWN, **secret, **rest}
-
-
-def test_exec_leaves_the_rest_of_the_environment_alone(logged_in: Place) -> None:
+def test_exec_puts_the_session_in_place_of_any_other_and_leaves_the_rest(store: Place) -> None:
     python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONCOERCECLOCALE": "0"}
-    before = {**os.environ, **python, "ODD": "\udcff"}
-    own = {**OWN_KEY, "IMMICH_PROFILE": "default"}
-    assert environment_of("exec", "--", ODD="\udcff") == {**before, **own}
+    rest = {**os.environ, **python, "ODD": "\udcff", "IMMICH_LOG_LEVEL": "verbose"}
+    headers = {"IMMICH_HEADERS": f"CF-Access-Client-Secret: {HEADER}"}
+    for session, own in (
+        (SESSION, {"IMMICH_API_KEY": KEY}),
+        (LOGIN, {"IMMICH_ACCESS_TOKEN": TOKEN}),
+        (with_headers(CANARIES), {"IMMICH_API_KEY": KEY, **headers}),
+    ):
+        store.save(session, "work")
+        shown = environment_of("exec", "-P", "work", "--", ODD="\udcff", **FOREIGN)
+        assert shown == {**rest, **OWN, **own, "IMMICH_PROFILE": "work"}
 
 
-def test_exec_with_the_environments_session_names_no_profile(tmp_path: Path) -> None:
-    file = str(put(tmp_path / "key", KEY + "\n"))
+def test_exec_names_the_profile_and_the_directory_by_an_absolute_path(cli: Cli) -> None:
+    cli.patch.chdir(cli.top)
+    SessionStore("d").save(SESSION)
+    directory = str(cli.top / "d")
+    own = {**OWN_KEY, "IMMICH_PROFILE": "default", "IMMICH_CONFIG_DIR": directory}
+    assert ours(environment_of("-d", "d", "exec", "--")) == own
+    assert ours(environment_of("exec", "--", IMMICH_CONFIG_DIR=directory)) == own
+    file = str(put(cli.top / "key", KEY + "\n"))
     for env in ({"IMMICH_API_KEY": KEY, "IMMICH_PROFILE": "work"}, {"IMMICH_API_KEY_FILE": file}):
         shown = environment_of("exec", "--", IMMICH_SERVER="photos.example.com", **env)
-        assert ours(shown) == OWN_KEY
-
-
-def test_exec_hands_on_a_directory_as_an_absolute_path(tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.chdir(tmp_path)
-    SessionStore("d").save(SESSION)
-    directory = str(tmp_path / "d")
-    assert environment_of("-d", "d", "exec", "--")["IMMICH_CONFIG_DIR"] == directory
-    shown = environment_of("exec", "--", IMMICH_CONFIG_DIR=directory)
-    assert shown["IMMICH_CONFIG_DIR"] == directory
+        assert ours(shown) == OWN_KEY  # no profile: the session is the environment's
 
 
 def test_exec_hands_on_every_argument_of_the_command(logged_in: Place) -> None:
@@ -6430,13 +5750,6 @@ def test_exec_hands_on_a_closed_stream(logged_in: Place, number: int) -> None:
     assert run(*command, preexec_fn=lambda: os.close(number)).status == 10 + number
 
 
-def test_a_command_that_is_not_found_is_status_127(cli: Cli) -> None:
-    cli.store.save(SESSION)
-    cli.set(PATH=f"/usr/bin:/bin:{MODULE}")  # a file among the directories is no obstacle
-    for path in ("nosuch", "./nosuch", "/nosuch/nosuch", "", "odd\udcff"):
-        assert complaint(cli("exec", "--", path), 127)
-
-
 @root_only
 def test_a_closed_directory_among_those_of_commands_is_no_obstacle(public: Path) -> None:
     (public / "closed").mkdir(mode=0o700)
@@ -6456,11 +5769,12 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(cli: Cli) -> 
     here = cli.top
     file = put(here / "here", "x")
     put(here / "bin" / "in-path", "x")
-    cli.set(PATH=str(here / "bin"))
+    # A file among the directories is no obstacle.
+    cli.set(PATH=os.pathsep.join([str(MODULE), str(here / "bin")]))
     cli.patch.chdir(here)
     for command, status in (
         *(("in-path", 126), ("./in-path", 127), ("./here", 126), ("here", 127)),
-        *((file, 126), (here, 126)),
+        *((file, 126), (here, 126), ("/nosuch/nosuch", 127)),
     ):
         problem = os.strerror(errno.EACCES if status == 126 else errno.ENOENT)
         told = complaint(cli("exec", "--", command), status)
@@ -6469,6 +5783,7 @@ def test_where_a_command_is_looked_for_decides_between_126_and_127(cli: Cli) -> 
     told = complaint(cli("exec", "--", "a\0b"), 127)
     assert told == "a\\x00b: it cannot be run: this cannot be a command"
     assert complaint(cli("exec", "--", ""), 127).startswith("'': it cannot be run: ")
+    assert complaint(cli("exec", "--", "odd\udcff"), 127)
 
 
 @posix_only
@@ -6482,8 +5797,8 @@ def test_a_failed_exec_leaves_the_signals_of_the_program_alone(cli: Cli) -> None
         signal.signal(signal.SIGPIPE, before)
 
 
-@pytest.mark.parametrize("extra", [{}, CANARIES], ids=["plain", "headers"])
-@pytest.mark.parametrize("session", [SESSION, LOGIN], ids=["key", "login"])
+@pytest.mark.parametrize("extra", [{}, CANARIES])
+@pytest.mark.parametrize("session", [SESSION, LOGIN])
 def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, extra: Any) -> None:
     cli.store.save(with_headers(extra, session))
     told = ["password login.*API key.*official CLI.*immichpy"] * (session is LOGIN)
@@ -6494,29 +5809,6 @@ def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, e
     assert all(map(re.search, told, warnings)) and not leaks(err)
     done = cli("exec", "--", "/nosuch")
     assert complaint(done, 127, lines=len(told) + 1) and done.err.splitlines()[:-1] == warnings
-
-
-@pytest.mark.parametrize("source", ["file", "directory", "environment"])
-@pytest.mark.parametrize(
-    "session",
-    [SESSION, LOGIN, with_headers(HEADERS_OF_ALL_SORTS), with_headers(HEADERS_OF_ALL_SORTS, LOGIN)],
-    ids=["key", "login", "key and headers", "login and headers"],
-)
-def test_this_command_run_by_exec_has_the_same_session(
-    cli: Cli, session: Session, source: str
-) -> None:
-    own, other = SessionStore(cli.top / "own"), with_url("https://other.example.com/api")
-    options = ["-d", cli.top / "own"] if source == "directory" else []
-    cli.store.save(session if source == "file" else other)
-    own.save(session if source == "directory" else other)
-    cli.set(**(session.to_env() if source == "environment" else {"IMMICH_HEADERS": "Z: other"}))
-    child = ["exec", "--", sys.executable, "-B", MODULE]
-    assert run(*options, *child, "headers").out == cli(*options, "headers").out
-    inside = json.loads(run(*options, *child, "status", "--json").out)
-    outside = json.loads(cli(*options, "status", "--json").out)
-    facts = ("server_url", "method", "expires_at", "expired")
-    assert [inside[fact] for fact in facts] == [outside[fact] for fact in facts]
-    assert (inside["source"], inside["server_url"]) == ("environment", URL)
 
 
 # Command line: import
@@ -6603,13 +5895,13 @@ def test_import_takes_a_file_and_a_profile_and_else_leaves_the_current_one(cli: 
     cli.store.save(OLD)
     file = put(cli.top / "other.yml", AUTH_YML)
     assert cli("import", file, "-P", "work").status == 0
-    assert (stored("work"), cli.store.load("default")) == (ApiKey(KEY), OLD)
+    assert (stored("auth", "work"), cli.store.load("default")) == (ApiKey(KEY), OLD)
     assert cli.store.get_current_profile() == "work"
     put(cli.base / "auth.yml", AUTH_YML)
     cli.set(IMMICH_PROFILE="b")
     assert cli("import").status == 0
     cli.patch.delenv("IMMICH_PROFILE")
-    assert (cli.store.get_current_profile(), stored("b")) == ("work", ApiKey(KEY))
+    assert (cli.store.get_current_profile(), stored("auth", "b")) == ("work", ApiKey(KEY))
     put(cli.top / "d" / "auth.yml", AUTH_YML.replace(KEY, "of-d"))
     assert cli("-d", cli.top / "d", "import").status == 0
     assert cli("-d", cli.top / "d", "token").out == "of-d\n"
@@ -6643,29 +5935,20 @@ OVERRIDES: List[Dict[str, str]] = [
     {"IMMICH_SERVER": URL, "IMMICH_API_KEY_FILE": "/nowhere"},
     {"IMMICH_SERVER": URL, "IMMICH_ACCESS_TOKEN": TOKEN, "IMMICH_API_KEY": ""},
 ]
-IDLE = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY": URL, "IMMICH_CONFIG_DIR": "/elsewhere"}
 
 
 @pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
-@pytest.mark.parametrize("variables", OVERRIDES, ids="+".join)
-def test_variables_that_override_a_change_are_named(
-    cli: Cli, args: List[str], variables: Any
-) -> None:
-    cli.store.save(SESSION, "work")
-    cli.set(**variables)
-    status, out, err = cli(*args)
-    assert (status, out, KEY in err) == (0, "", False)
-    told = [name for name, value in variables.items() if value]
-    assert " and ".join(told) in err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("args", CHANGES, ids=lambda args: " ".join(args[:3]))
-def test_a_variable_that_overrides_nothing_is_not_named(cli: Cli, args: List[str]) -> None:
-    for name, value in IDLE.items():
+def test_only_variables_that_override_a_change_are_named(cli: Cli, args: List[str]) -> None:
+    idle = {"IMMICH_INSTANCE_URL": URL, "IMMICH_API_KEY": URL, "IMMICH_CONFIG_DIR": str(cli.top)}
+    for variables in (*OVERRIDES, *({name: value} for name, value in idle.items())):
         with cli.patch.context() as patch:
-            patch.setenv(name, value.replace("/elsewhere", str(cli.top / "elsewhere")))
+            for name, value in variables.items():
+                patch.setenv(name, value)
             SessionStore().save(SESSION, "work")
-            assert name not in cli(*args).err
+            status, out, err = cli(*args)
+        assert (status, out, KEY in err) == (0, "", False)
+        told = " and ".join(name for name, value in variables.items() if value)
+        assert (told in err.splitlines()[-1]) is (variables in OVERRIDES)
 
 
 # Command line: hostile files
@@ -6687,6 +5970,7 @@ HOSTILE: Dict[str, Make] = {
     "infinity": write('{"x": -Infinity, "current_profile": "default"}'),
     "mistyped": write(f'{{"current_profile": ["{KEY}"], "auth": "{KEY}"}}'),
     "digits": write('{"current_profile": ' + "1" * 5000 + "}"),
+    "no name": write('{"current_profile": "../x"}'),
 }
 
 
@@ -6728,29 +6012,53 @@ def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
 
 def test_a_hostile_session_is_told_and_removed_by_logout(cli: Cli, hostile: Hostile) -> None:
     path = hostile(cli.base / "profiles" / "default" / "session.json")
-    for command in ("status", "status --json", "token", "exec /nosuch", " ".join(RENEW)):
+    for command in ("status", "status --json", "token", "exec /nosuch"):
         assert str(path) in complaint(cli(*command.split()))
+    told = complaint(cli(*RENEW))
+    assert str(path) in told and told.endswith(": give the SERVER")
     status, out, err = cli("profile", "list")
     assert (status, err, KEY in out) == (0, "", False) and f"broken: {path}: " in out
     status, _, err = cli("logout", "--local")
     assert sentences(err) and KEY not in err and str(path) in err
-    assert (status, os.path.lexists(path)) == ((1, True) if path.is_dir() else (0, False))
+    assert "; its session may still be valid on the server\n" in err
+    is_there = os.path.lexists(path)
+    assert (status, is_there) == ((1, True) if path.is_dir() else (0, False))
+    assert is_there or 'profile "default" is removed from this computer\n' in err
 
 
 def test_login_replaces_a_hostile_session_but_for_a_directory(cli: Cli, hostile: Hostile) -> None:
     is_directory = hostile(cli.base / "profiles" / "default" / "session.json").is_dir()
     status, _, err = cli(*LOGIN_HERE)
     assert sentences(err) and status == (1 if is_directory else 0)
-    assert is_directory or stored("default") == ApiKey(KEY)
+    assert is_directory or stored("auth", "default") == ApiKey(KEY)
 
 
 def test_a_hostile_config_json_is_told_and_replaced(cli: Cli, hostile: Hostile) -> None:
     cli.store.save(SESSION, "work")
+    cli.store.save(OLD)
     path = hostile(cli.store.config_json)
-    for command in ("status", "token", "exec /nosuch", "profile current", "logout --local"):
+    put(cli.base / "auth.yml", AUTH_YML)
+    for command in ("status", "token", "exec /nosuch", "profile current"):
         assert str(path) in complaint(cli(*command.split()))
-    told = complaint(cli("profile", "switch", "work"), status=1 if path.is_dir() else 0)
-    assert told and (path.is_dir() or cli.store.get_current_profile() == "work")
+    for args in (LOGIN_HERE, ["logout", "--local"], ["import"]):  # the profile has to be named
+        told = complaint(cli(*args))
+        assert str(path) in told and "-P" in told
+    for flags in ([], ["--json"]):
+        status, out, err = cli("profile", "list", *flags)
+        assert (status, one_sentence(err)) == (0, True)
+        assert URL in out and "*" not in out and str(path) in err
+    assert cli.store.load("default") == OLD and cli("logout", "--local", "--all").status == 0
+    assert cli.store.list_profiles() == [] and os.path.lexists(path)
+
+
+@pytest.mark.parametrize("command", [" ".join(LOGIN_HERE), "import", "profile switch"], ids=brief)
+def test_a_named_profile_mends_a_hostile_config(cli: Cli, hostile: Hostile, command: str) -> None:
+    cli.store.save(SESSION, "work")
+    put(cli.base / "auth.yml", AUTH_YML)
+    is_directory = hostile(cli.store.config_json).is_dir()
+    status, _, err = cli(*command.split(), *["-P"] * ("switch" not in command), "work")
+    assert sentences(err) and status == (1 if is_directory else 0)
+    assert is_directory or cli.store.get_current_profile() == "work"
 
 
 def test_a_hostile_auth_yml_is_one_sentence_and_status_1(cli: Cli, hostile: Hostile) -> None:
@@ -6796,12 +6104,6 @@ def test_output_that_is_closed_early_is_no_error(logged_in: Place, command: str)
         assert run("exec", "--", "nosuch", stderr=nobody) == (127, "", "")
 
 
-@posix_only
-def test_head_reads_one_line() -> None:
-    done = execute(["sh", "-c", f"'{sys.executable}' '{MODULE}' login --help | head -1"])
-    assert (done.out.count("\n"), done.err) == (1, "")
-
-
 @HOW
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_broken_standard_output_is_one_sentence(logged_in: Place, command: str, how: str) -> None:
@@ -6836,38 +6138,18 @@ def test_a_stream_without_a_descriptor_breaks_in_a_sentence(cli: Cli, problem: E
 
 def test_all_streams_closed_is_no_obstacle_to_a_login(store: Place) -> None:
     assert run(*LOGIN_HERE, preexec_fn=lambda: os.closerange(0, 3)) == (0, "", "")
-    assert stored() == ApiKey(KEY)
+    assert stored("auth") == ApiKey(KEY)
 
 
 @pytest.mark.parametrize("options", [["-I", "-S"], ["-W", "error"], ["-OO"], ["-X", "dev", "-bb"]])
 def test_python_may_be_started_in_any_way(tmp_path: Path, options: List[str]) -> None:
     file = put(tmp_path / "headers", "A: b\n")
     assert complaint(run(*READ_KEY, "-H", f"@{file}", stdin=KEY, python=options), status=0)
+    status, out, err = run("login", "--help", python=options)
+    assert (status, err) == (0, "") and "usage: " in out and "None" not in out
     show = "import os; print(os.environ['IMMICH_API_KEY'])"
     status, out, err = run("exec", "--", sys.executable, "-c", show, python=options)
     assert (status, out, one_sentence(err)) == (0, KEY + "\n", True)
-
-
-def test_the_module_runs_from_a_zip(logged_in: Place) -> None:
-    file = logged_in.top / "x.zip"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.write(MODULE, "immich_session.py")
-    command = [sys.executable, "-m", "immich_session", "token"]
-    done = execute(command, env={"PYTHONPATH": str(file)}, cwd=logged_in.top)
-    assert done == (0, KEY + "\n", "")
-
-
-def test_commands_that_ask_no_server_load_nothing_to_ask_it_with(base: Path) -> None:
-    put(base / "auth.yml", AUTH_YML)
-    commands = [" ".join(LOGIN_HERE), "status", "status --json", "profile list", "profile current"]
-    commands += ["profile switch default", "token", "exec /nosuch", "logout --local", "import"]
-    commands += ["logout --local --all", "--help", "--nonsense"]
-    code = "for line in sys.argv[2:]: print(immich_session.main(line.split()), file=sys.stderr)\n"
-    code += "heavy = {'urllib.request', 'http', 'http.client', 'ssl', 'email'} & set(sys.modules)\n"
-    code += "sys.exit(f'loaded: {sorted(heavy)}')"
-    _, _, err = run(*commands, python=["-S", "-c", PROGRAM + code])
-    assert re.findall(r"^\d+$", err, re.MULTILINE) == [*"000000", "0", "127", *"000", "0", "2"]
-    assert err.endswith("\nloaded: []\n")
 
 
 @any_letters
@@ -6879,10 +6161,11 @@ def test_commands_that_ask_no_server_load_nothing_to_ask_it_with(base: Path) -> 
 )
 def test_a_locale_without_letters_of_a_profile_is_no_traceback(store: Place, command: str) -> None:
     store.save(Session(URL, ApiKey(KEY, "Zoë"), "Zoë"), "Zoë")
-    store.set_current_profile("Zoë")
-    status, _, err = run(*command.split(), env=C_LOCALE, stdin=KEY)
-    assert sentences(err)
-    assert status == 0 or (status == 1 and one_sentence(err)) or "/nosuch" in command
+    for current in ("Zoë", "работа"):  # the other one is not logged in
+        store.set_current_profile(current)
+        status, _, err = run(*command.split(), env=C_LOCALE, stdin=KEY)
+        assert sentences(err)
+        assert status == 0 or (status in (1, 4) and one_sentence(err)) or "/nosuch" in command
 
 
 def test_a_locale_without_a_letter_escapes_it_for_people_but_not_in_data(store: Place) -> None:
@@ -6891,6 +6174,7 @@ def test_a_locale_without_a_letter_escapes_it_for_people_but_not_in_data(store: 
     for command in ("status", "profile list"):
         status, out, err = run(*command.split(), env=env)
         assert (status, err) == (0, "") and f"{URL}/\\xe9" in out
+    assert run("status", "--json", env=env).status == 0  # it is ASCII
     told = complaint(run("token", env=env))
     assert told == "standard output: its encoding lacks a character"
 
@@ -6906,38 +6190,6 @@ def test_no_home_is_an_error_that_names_both_variables(cli: Cli, home: str) -> N
     assert cli("token") == (0, KEY + "\n", "") and cli("status").status == 0
 
 
-@root_only
-def test_a_user_without_a_passwd_entry_needs_one_of_the_variables(public: Path) -> None:
-    def run_as_nobody(*args: object, **env: Optional[str]) -> Outcome:
-        return run(*args, env=env, python=as_somebody(54321))
-
-    public.chmod(0o777)
-    told = complaint(run_as_nobody(*LOGIN_HERE, HOME=None))
-    assert HOME in told and "IMMICH_CONFIG_DIR" in told
-    ways: List[Dict[str, Optional[str]]] = [{"HOME": str(public)}]
-    for env in (*ways, {"HOME": None, "IMMICH_CONFIG_DIR": str(public)}):
-        assert run_as_nobody(*LOGIN_HERE, **env).status == 0
-        assert run_as_nobody("token", **env) == (0, KEY + "\n", "")
-
-
-@posix_only
-def test_a_read_only_directory_can_be_read_but_not_written(public: Path) -> None:
-    path = write_session(public, SESSION.to_json())
-    path.chmod(0o644)
-    options: Dict[str, Any] = {"env": {"IMMICH_CONFIG_DIR": str(public)}}
-    options["python"] = as_somebody(65534)
-    directories = (path.parent, path.parent.parent, public)
-    for directory in directories:
-        directory.chmod(0o555)
-    assert run("token", **options).out == KEY + "\n"
-    for args in (LOGIN_HERE, ["logout", "--local"], ["profile", "switch", "default"]):
-        status, out, err = run(*args, **options)
-        assert (status, out, sentences(err)) == (1, "", True)
-        assert str(public) in err.splitlines()[-1]
-    for directory in directories[::-1]:
-        directory.chmod(0o755)
-
-
 @pytest.mark.parametrize(
     "command, statuses",
     [
@@ -6948,9 +6200,7 @@ def test_a_read_only_directory_can_be_read_but_not_written(public: Path) -> None
         ("-d relative exec -- true", [1, 4]),
     ],
 )
-def test_a_deleted_current_directory_is_no_traceback(
-    cli: Cli, command: str, statuses: List[int]
-) -> None:
+def test_a_deleted_directory_is_no_traceback(cli: Cli, command: str, statuses: List[int]) -> None:
     here = cli.top / "here"
     here.mkdir()
     if "exec" in command:
@@ -6969,91 +6219,35 @@ def hold(server: Server, auth: immich_session.AuthMethod, profile: str = "defaul
     return session
 
 
-def held(profile: str = "default") -> Any:
-    """Return the secret that a profile holds."""
-    return getattr(SessionStore().load(profile), "secret", None)
-
-
-class Desk(NamedTuple):
-    """Where a person runs the command line, with a server to log in to."""
-
-    cli: Callable[..., Outcome]
-    server: Server
-    patch: Patch
-
-    def log_in(self, secret: str, *args: object) -> Outcome:
-        """Run login with a secret on standard input."""
-        stdin = io.TextIOWrapper(io.BytesIO(f"{secret}\n".encode()))
-        self.patch.setattr(sys, "stdin", stdin)
-        outcome = self.cli("login", *args)
-        assert not outcome.out and sentences(outcome.err) and not leaks(outcome.err)
-        return outcome
-
-    def by_key(self, *args: object) -> Outcome:
-        return self.log_in(KEY, self.server.url, *BY_KEY, *args)
-
-    def by_password(self, *args: object) -> Outcome:
-        return self.log_in(PASSWORD, self.server.url, *BY_PASSWORD, *args)
-
-    def both(self, *args: object) -> Iterator[Outcome]:
-        """Log in with the key, then with the password."""
-        yield self.by_key(*args)
-        yield self.by_password(*args)
-
-    def check(self) -> List[object]:
-        """Return what programs are told of the session in use."""
-        before, report = (
-            json.loads(self.cli("status", "--json", *flags).out) for flags in ([], ["--check"])
-        )
-        told = {name: report[name] for name in ("valid", "account", "permissions")}
-        assert report == {**before, **told}
-        return list(told.values())
-
-
-@pytest.fixture
-def desk(cli: Any, server: Server, monkeypatch: Patch) -> Desk:
-    return Desk(cli, server, monkeypatch)
-
-
-def secret_was_read() -> bool:
-    return sys.stdin.buffer.tell() > 0
-
-
 @pytest.mark.parametrize("broken", ["config.json", "profiles", "profiles/default"])
-def test_login_fails_before_it_asks_where_it_could_not_store(
-    desk: Desk, server: Server, base: Path, broken: str
-) -> None:
-    put(base / broken, "{")
+def test_login_fails_before_it_asks_where_it_could_not_store(desk: Desk, broken: str) -> None:
+    put(desk.base / broken, "{")
     for status, _, err in desk.both():
         assert status == 1 and ("-P" in err) is (broken == "config.json")
-    assert server.lines == ([] if broken == "config.json" else [WELL_KNOWN] * 2)
+    assert desk.server.lines == ([] if broken == "config.json" else [WELL_KNOWN] * 2)
     for flags in ("-k - -e x", "-e x -n y", "-e x --no-verify"):  # wrong usage comes first
-        assert desk.cli("login", *flags.split()).status == 2
+        assert desk("login", *flags.split()).status == 2
 
 
 @pytest.mark.parametrize("blocked", ["profiles/work/session.json", "config.json"])
-def test_a_login_is_ended_on_the_server_unless_it_is_stored(
-    desk: Desk, server: Server, base: Path, blocked: str
-) -> None:
-    (base / blocked).mkdir(parents=True)
+def test_a_login_is_ended_on_the_server_unless_it_is_stored(desk: Desk, blocked: str) -> None:
+    (desk.base / blocked).mkdir(parents=True)
     status, _, err = desk.by_password("-P", "work")
-    assert status == 1 and str(base / blocked) in err
+    assert status == 1 and str(desk.base / blocked) in err
     is_stored = blocked == "config.json"  # and not made current
-    is_there = (base / "profiles" / "work" / "session.json").is_file()
+    is_there = (desk.base / "profiles" / "work" / "session.json").is_file()
     assert is_there is ('stored in profile "work"' in err) is is_stored
-    assert server.lines == [WELL_KNOWN, LOG_IN] + [LOG_OUT] * (not is_stored)
+    assert desk.server.lines == [WELL_KNOWN, LOG_IN] + [LOG_OUT] * (not is_stored)
 
 
-def test_login_makes_the_profile_before_it_asks_and_says_who_where_and_which(
-    desk: Desk, server: Server, base: Path
-) -> None:
-    there = base / "profiles" / "work"
-    server.answers[LOG_IN] = lambda: recorded(LOG_IN) if there.is_dir() else Reply(500)
-    put(base / "config.json", "{")
+def test_login_makes_the_profile_before_it_asks_and_says_who_where_and_which(desk: Desk) -> None:
+    there = desk.base / "profiles" / "work"
+    desk.server.answers[LOG_IN] = lambda: recorded(LOG_IN) if there.is_dir() else Reply(500)
+    put(desk.base / "config.json", "{")
     for ask, who in ((desk.by_password, EMAIL), (desk.by_key, 'API key "test all"')):
         status, _, err = ask("-P", "work")
-        assert (status, SessionStore().get_current_profile()) == (0, "work")
-        assert all(part in err for part in (who, f"{server.url}/api", '"work"', "current"))
+        assert (status, desk.store.get_current_profile()) == (0, "work")
+        assert all(part in err for part in (who, f"{desk.server.url}/api", '"work"', "current"))
         assert is_valid(get_session()) is True
 
 
@@ -7068,64 +6262,35 @@ TOO_MUCH = [f"a.{KEY}", 7, "b\x1b[2J", "c" * 3000]  # the first two are not told
         (replying(name=f"my {KEY}", permissions=[f"read {KEY}"]), [], None, None),
         (replying(name="n", permissions=TOO_MUCH), [], "n", f"b\\x1b[2J, {'c' * 1993}"),
     ],
-    ids=brief,
 )
-def test_login_tells_what_a_weak_key_may_do(
-    desk: Desk, server: Server, reply: Reply, flags: List[str], name: Any, told: Any
-) -> None:
-    server.answers[ME] = reply
+def test_a_weak_key_is_told(desk: Desk, reply: Reply, flags: Any, name: Any, told: Any) -> None:
+    desk.server.answers[ME] = reply
     status, _, err = desk.by_key(*flags)
     note = f"immich_session: note: this key has only these permissions: {told}\n"
     is_told = told is not None
     assert (status, note in err, "permissions" in err) == (0, is_told, is_told)
     assert (f'API key "{name}"' if name else "an API key without a name") + " for " in err
-    assert getattr(SessionStore().load(), "auth", None) == ApiKey(KEY, name)
+    assert stored("auth") == ApiKey(KEY, name)
 
 
-@contextlib.contextmanager
-def logging_in(server: Server, *flags: str, **options: Any) -> Iterator[Any]:
-    """Start a login as a process of its own, whose standard input and error are pipes."""
-    not_under_mutation()
-    command = [sys.executable, str(MODULE), "login", server.url, *flags]
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **{**pipes, **options}) as process:
-        yield process
-
-
-@posix_only
-def test_login_prompts_for_the_password_and_hides_it(server: Server) -> None:
-    master, slave = pty.openpty()
-    with logging_in(server, "-e", EMAIL, stdin=slave, start_new_session=True) as process:
-        prompt = f"password for {server.url}/api: ".encode()
-        assert process.stderr.read(len(prompt)) == prompt
-        os.write(master, f"{PASSWORD}\n".encode())
-        assert PASSWORD not in process.stderr.read().decode()
-    assert process.returncode == 0 and PASSWORD in server.asked[-1].body.decode()
-    os.write(slave, b"end")
-    assert PASSWORD not in os.read(master, 999).decode()
-    os.close(master)
-    os.close(slave)
-
-
-def test_login_asks_nobody_for_a_secret_before_it_has_found_an_api(
-    desk: Desk, base: Path, wall: Server
-) -> None:
+def test_login_asks_for_no_secret_before_it_finds_an_api(desk: Desk, wall: Server) -> None:
     for flags in (BY_KEY, BY_PASSWORD, ["-k", KEY], ["-e", EMAIL]):
         status, _, err = desk.log_in(KEY, wall.url, *flags)
         assert status in (1, 4) and is_told_as_a_wall(err, wall)
         assert ("--no-verify" in err) is ("-k" in flags and "tried" in err)
-        assert not secret_was_read() and not base.exists()
+        assert not secret_was_read() and not desk.base.exists()
     hold(wall, LOGIN.auth)
     assert desk.log_in(PASSWORD, "-p", "-").status in (1, 4) and not secret_was_read()
 
 
 @pytest.mark.parametrize("flags", [[], ["-k", "-"], ["-e", EMAIL]], ids=" ".join)
-def test_a_person_is_asked_for_a_secret_by_the_name_of_the_api_found_and_else_not(
-    server: Server, flags: List[str]
-) -> None:
+def test_the_hidden_prompt_names_the_api_that_was_found(server: Server, flags: List[str]) -> None:
     what = "password" if "-e" in flags else "API key"
     screen = at_terminal("login", f"{server.url}/share", *flags, typed=f"{PASSWORD}\n".encode())
-    assert f"{what} for {server.url}/api: " in screen.text and screen.status == 0
+    assert f"{what} for {server.url}/api: " in screen.text and PASSWORD not in screen.text
+    assert (screen.status, screen.echoes) == (0, True)
+    assert stored("secret") == (NEW_TOKEN if "-e" in flags else PASSWORD)
+    assert any(PASSWORD in f"{asked.headers}{asked.body!r}" for asked in server.asked)
     server.everything = Reply(200, PAGE)
     screen = at_terminal("login", server.url, *flags, typed=b"")  # it would wait for ever
     assert screen.status == 1 and f"{what} for" not in screen.text
@@ -7142,118 +6307,102 @@ FAILURES: List[Tuple[Answer, int, bool, str]] = [
     (redirect("http://localhost/"), 1, False, "a login page"),
     (denial(404, "Cannot POST"), 1, False, "no Immich API"),
     (b"", 3, False, "answer"),
+    (recorded("closed"), 3, False, "maintenance mode: try again later"),
     *((Reply(status, PAGE), 3, False, "not ready") for status in NOT_READY),
     *((denial3(status, "Busy"), 1, False, "refused: Busy") for status in NOT_READY),
 ]
 
 
 @pytest.mark.parametrize("answer, status, is_end, told", FAILURES, ids=brief)
-def test_a_server_that_fails_is_told_and_only_logout_changes_anything(
-    desk: Desk, server: Server, answer: Answer, status: int, is_end: bool, told: str
+def test_a_failing_server_is_told(
+    desk: Desk, answer: Any, status: int, is_end: bool, told: str
 ) -> None:
-    server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), answer))
-    SessionStore().set_current_profile("default")
+    desk.server.answers.update(dict.fromkeys((VALIDATE, LOG_IN, LOG_OUT), answer))
+    if "maintenance" in told:
+        desk.server.answers[CONFIG] = recorded("maintenance")
+    desk.store.set_current_profile("default")
     for auth in (SESSION.auth, LOGIN.auth):
-        old = hold(server, auth)
+        old = hold(desk.server, auth)
         for profile in ("default", "new"):
             for outcome in desk.both("-P", profile):
                 assert outcome.status == status and told in outcome.err
-        assert (SessionStore().load(), SessionStore().list_profiles()) == (old, ["default"])
-        assert SessionStore().get_current_profile() == "default"
+        assert (desk.store.load(), desk.store.list_profiles()) == (old, ["default"])
+        assert desk.store.get_current_profile() == "default"
         assert desk.check() == [False if is_end else None, None, None]
-        checked = desk.cli("status", "--check")
-        assert checked.out == desk.cli("status").out + "Valid: no\n" * is_end
+        checked = desk("status", "--check")
+        assert checked.out == desk("status").out + "Valid: no\n" * is_end
         assert (checked.status, bool(checked.err)) == (status, not is_end)
-    if told == "not ready":
-        server.answers[WELL_KNOWN] = answer
+    if status == 3 and answer != b"":
+        desk.server.answers[WELL_KNOWN] = answer
         assert desk.by_key("-P", "new").status == status
-    ended = desk.cli("logout")
-    assert (ended.status, ended.out, held()) == (0 if is_end else status, "", None)
+    ended = desk("logout")
+    assert (ended.status, ended.out, stored("secret")) == (0 if is_end else status, "", None)
     told = "the session had ended on the server already\n" if is_end else "may still be valid"
     assert told in ended.err and '"default" is removed from this computer' in ended.err
 
 
-@pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
-def test_maintenance_is_status_3(desk: Desk, server: Server, version: str) -> None:
-    hold(server, LOGIN.auth)
-    closed = (WELL_KNOWN, VALIDATE, LOG_IN, LOG_OUT, USER)
-    server.answers.update(dict.fromkeys(closed, recorded("closed", version)))
-    server.answers[CONFIG] = recorded("maintenance", version)
-    for outcome in (*desk.both("-P", "new"), desk.cli("status", "--check"), desk.cli("logout")):
-        assert outcome.status == 3 and "maintenance mode: try again later" in outcome.err
-
-
-def test_login_stores_the_address_it_discovers(desk: Desk, serve: Any, secure: Any) -> None:
-    safe = secure()
-    plain = serve({WELL_KNOWN: redirect(f"{safe.url}/.well-known/immich")})
-    for typed in (safe.url, f"{safe.url}/", f"{safe.url}/api", f"{safe.url}/api/", plain.url):
-        assert desk.log_in(KEY, typed, *BY_KEY, "-P", "x").status == 0
-        assert getattr(SessionStore().load("x"), "server_url", None) == f"{safe.url}/api"
-        SessionStore().clear("x")
-
-
-def test_login_suggests_http_if_nobody_typed_https(desk: Desk, server: Server) -> None:
-    for typed, suggested in ((server.host, True), (f"https://{server.host}", False)):
+def test_login_suggests_http_if_nobody_typed_https(desk: Desk) -> None:
+    for typed, suggested in ((desk.server.host, True), (f"https://{desk.server.host}", False)):
         status, _, err = desk.log_in(PASSWORD, typed, *BY_PASSWORD)
-        assert (status, f"http://{server.host}" in err, "http://" in err) == (3, *[suggested] * 2)
-    assert not server.asked
+        assert (status, f"http://{desk.server.host}" in err, "http://" in err) == (
+            3,
+            *[suggested] * 2,
+        )
+    assert not desk.server.asked
 
 
-def test_a_time_limit_is_that_of_every_request_or_wrong_usage(desk: Desk, server: Server) -> None:
-    hold(server, LOGIN.auth)
-    for seconds in ("0", "-1", "nan", "inf", "1e9", "x", ""):
-        for command in (["login", server.url, "-k", "x"], ["logout"], ["status", "--check"]):
-            status, out, err = desk.cli(*command, f"--timeout={seconds}")
-            assert (status, out) == (2, "") and one_sentence(err)
-    assert not server.asked and held()
-    server.answers.update({line: SILENCE for line, _ in CALLS})
+def test_a_time_limit_is_that_of_every_request(desk: Desk) -> None:
+    hold(desk.server, LOGIN.auth)
+    desk.server.answers.update({line: SILENCE for line, _ in CALLS})
     start, limit = time.monotonic(), ["--timeout", "0.3"]
     assert desk.by_password("-P", "default", *limit).status == 3
     for command in (["status", "--check"], ["logout"]):
-        assert desk.cli(*command, *limit).status == 3
+        assert desk(*command, *limit).status == 3
     assert time.monotonic() - start < 9  # the default is 10 for each
 
 
-def test_logout_asks_the_server_for_password_logins_alone(desk: Desk, server: Server) -> None:
+def test_logout_asks_the_server_for_password_logins_alone(desk: Desk) -> None:
     for auth, flags in ((LOGIN.auth, ["--local"]), (SESSION.auth, []), (LOGIN.auth, [])):
-        assert not server.lines
-        hold(server, auth)
-        assert (desk.cli("logout", *flags).status, held()) == (0, None)
-    assert server.lines == [LOG_OUT]
-    SessionStore().save(Session(f"http://{NOWHERE}/api", LOGIN.auth, ""), "a")
-    hold(server, LOGIN.auth, "b")
-    assert desk.cli("logout", "--all").status == 3  # and goes on after a failure to ask
-    assert (SessionStore().list_profiles(), server.lines) == ([], [LOG_OUT] * 2)
+        assert not desk.server.lines
+        hold(desk.server, auth)
+        assert (desk("logout", *flags).status, stored("secret")) == (0, None)
+    assert desk.server.lines == [LOG_OUT]
+    desk.store.save(Session(f"http://{NOWHERE}/api", LOGIN.auth, ""), "a")
+    hold(desk.server, LOGIN.auth, "b")
+    assert desk("logout", "--all").status == 3  # and goes on after a failure to ask
+    assert (desk.store.list_profiles(), desk.server.lines) == ([], [LOG_OUT] * 2)
 
 
 @pytest.mark.parametrize("path", ["/api", "/sub/api", "/back"])
-def test_login_renews_at_the_very_server(desk: Desk, server: Server, path: str) -> None:
+def test_login_renews_at_the_very_server(desk: Desk, path: str) -> None:
     lines = [line.replace("/api", path) for line in (LOG_IN, LOG_OUT, VALIDATE)]
-    server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
-    server.answers[f"GET {path}/server/ping"] = PONG
-    old = Session(server.url + path, Jwt("old", "u", "me@x.y"), "then", CANARIES)
-    SessionStore().save(old)
+    desk.server.answers.update(zip(lines, map(recorded, (LOG_IN, LOG_OUT, VALIDATE))))
+    desk.server.answers[f"GET {path}/server/ping"] = PONG
+    old = Session(desk.server.url + path, Jwt("old", "u", "me@x.y"), "then", CANARIES)
+    desk.store.save(old)
     assert "the replaced session has ended" in desk.log_in(PASSWORD, "-p", "-").err
-    assert json.loads(server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
+    assert json.loads(desk.server.asked[-2].body) == {"email": "me@x.y", "password": PASSWORD}
     for flags in ([], ["--no-verify"]):
-        SessionStore().save(dataclasses.replace(old, auth=ApiKey("old", "mine")))
+        desk.store.save(dataclasses.replace(old, auth=ApiKey("old", "mine")))
         assert desk.log_in(KEY, "-k", "-", *flags).status == 0
-        renewed = SessionStore().load()
+        renewed = desk.store.load()
         assert renewed and renewed.auth == ApiKey(KEY, "mine") and renewed.extra_headers == CANARIES
-        assert renewed.server_url == server.url + path
-    assert [line for line in server.lines if line.startswith("POST")] == lines
-    assert all(asked.headers["CF-Access-Client-Secret"] == HEADER for asked in server.asked)
+        assert renewed.server_url == desk.server.url + path
+    assert [line for line in desk.server.lines if line.startswith("POST")] == lines
+    assert all(asked.headers["CF-Access-Client-Secret"] == HEADER for asked in desk.server.asked)
 
 
-def test_headers_are_stored_but_not_shown(desk: Desk, server: Server, base: Path) -> None:
-    headers = put(base.parent / "headers", f"A: {HEADER}\nB:b \n")
+def test_headers_are_stored_but_not_shown(desk: Desk) -> None:
+    headers = put(desk.base.parent / "headers", f"A: {HEADER}\nB:b \n")
     assert desk.by_password("-H", f"@{headers}").status == 0
-    text = (base / "profiles" / "default" / "session.json").read_text()
+    text = (desk.base / "profiles" / "default" / "session.json").read_text()
     assert json.loads(text)["headers"] == {"A": HEADER, "B": "b"}
     for command in ("status", "status --json", "status --check", "profile list", "logout"):
-        status, out, err = desk.cli(*command.split())
+        status, out, err = desk(*command.split())
         assert status == 0 and HEADER not in out + err
-    assert len(server.asked) == 6 and all(asked.headers["A"] == HEADER for asked in server.asked)
+    assert len(desk.server.asked) == 6 and all(
+        asked.headers["A"] == HEADER for asked in desk.server.asked
+    )
 
 
 @pytest.mark.parametrize("account", [EMAIL, None])
@@ -7262,32 +6411,27 @@ def test_headers_are_stored_but_not_shown(desk: Desk, server: Server, base: Path
     [(recorded("weak me"), ["user.read"]), (replying(name="n", permissions=[]), [])]
     + [(replying(name="n", permissions=["a\x1bb", "c"]), ["a\x1bb", "c"]), (recorded(ME), ["all"])]
     + [(recorded(f"{ME} v1.124.2"), None), (denial(403, "Missing"), None)],
-    ids=brief,
 )
-def test_status_tells_whose_session_it_is_and_what_it_may_do(
-    desk: Desk, server: Server, reply: Reply, permissions: Any, account: Optional[str]
-) -> None:
-    hold(server, ApiKey(KEY, "mine"))
-    server.answers.update({ME: reply, USER: recorded(USER if account else "no user.read")})
+def test_status_tells_whose_it_is(desk: Desk, reply: Reply, permissions: Any, account: Any) -> None:
+    hold(desk.server, ApiKey(KEY, "mine"))
+    desk.server.answers.update({ME: reply, USER: recorded(USER if account else "no user.read")})
     shown = ", ".join(permissions or []).replace("\x1b", "\\x1b") or "none"
     lines = f"Valid: yes\nAccount: {EMAIL}\n" if account else "Valid: yes\n"
     lines += "" if permissions is None else f"Permissions: {shown}\n"
     for valid in (recorded(VALIDATE), recorded("weak", "v1.141.1")):
-        server.answers[VALIDATE] = valid
+        desk.server.answers[VALIDATE] = valid
         assert desk.check() == [True, account, permissions]
-        assert desk.cli("status", "--check") == (0, desk.cli("status").out + lines, "")
+        assert desk("status", "--check") == (0, desk("status").out + lines, "")
 
 
 @pytest.mark.parametrize("line", [USER, ME])
-def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(
-    desk: Desk, server: Server, line: str
-) -> None:
-    hold(server, ApiKey(KEY, "mine"))
+def test_no_failure_to_tell_whose_session_it_is_changes_the_verdict(desk: Desk, line: str) -> None:
+    hold(desk.server, ApiKey(KEY, "mine"))
     failures = (b"", Reply(503), Reply(401), recorded("bad key"), recorded("500"), Reply(200, PAGE))
     for answer in failures:
-        server.answers[line] = answer
+        desk.server.answers[line] = answer
         assert desk.check() == [True, None, None]
-        assert desk.cli("status", "--check") == (0, desk.cli("status").out + "Valid: yes\n", "")
+        assert desk("status", "--check") == (0, desk("status").out + "Valid: yes\n", "")
 
 
 # The commands that ask a server: nothing stored is lost, no session is left behind
@@ -7336,43 +6480,45 @@ def is_refusal_to_replace(outcome: Outcome, what: str) -> bool:
         (Jwt("old", "u", ""), ["-e", "", "-p", "-"], "the session of a password login"),
         (Jwt(KEY, "u", "test all"), BY_KEY, "the session of test all"),
     ],
-    ids=str,
 )
-def test_login_replaces_nothing_but_a_session_of_the_same_account(
-    desk: Desk, server: Server, auth: Any, flags: List[str], described: str
+def test_only_the_same_account_is_replaced(
+    desk: Desk, auth: Any, flags: Any, described: str
 ) -> None:
     secret, new = (KEY, KEY) if "-k" in flags else (PASSWORD, NEW_TOKEN)
-    old = hold(server, auth)
-    outcome = desk.log_in(secret, server.url, *flags)
+    old = hold(desk.server, auth)
+    outcome = desk.log_in(secret, desk.server.url, *flags)
     if described:
-        assert is_refusal_to_replace(outcome, f"{described} for {server.url}/api")
-        assert SessionStore().load() == old
+        assert is_refusal_to_replace(outcome, f"{described} for {desk.server.url}/api")
+        assert desk.store.load() == old
         if isinstance(auth, Jwt) or "-e" in flags:  # known before
-            assert not secret_was_read() and visited(server) == "W /apiP"
+            assert not secret_was_read() and visited(desk.server) == "W /apiP"
     else:
-        assert (outcome.status, held()) == (0, new)
+        assert (outcome.status, stored("secret")) == (0, new)
     for profile in ("new", "default"):
-        outcome = desk.log_in(secret, server.url, *flags, "-P", profile)
-        assert (outcome.status, held(profile)) == (0, new)
-    hold(server, auth)
+        outcome = desk.log_in(secret, desk.server.url, *flags, "-P", profile)
+        assert (outcome.status, stored("secret", profile)) == (0, new)
+    is_lost = described and old.secret != new
+    assert not is_lost or f"it replaced {described} for {desk.server.url}/api\n" in outcome.err
+    hold(desk.server, auth)
     name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
-    assert (desk.log_in(secret, *flags, *name).status, held()) == (0, new)  # no SERVER: renewed
+    assert (desk.log_in(secret, *flags, *name).status, stored("secret")) == (
+        0,
+        new,
+    )  # no SERVER: renewed
 
 
-def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
-    desk: Desk, server: Server, monkeypatch: Patch
-) -> None:
+def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(desk: Desk) -> None:
     names = (None, "", "API Key")
     for old, told in ((old, told) for old in names for told in names):
-        server.answers[ME] = replying(name=told, permissions=["all"])
-        hold(server, ApiKey("old", old))
-        assert (desk.by_key().status, held()) == (1, "old")
-    monkeypatch.setenv("IMMICH_PROFILE", "default")  # that is not to name it by hand
-    assert (desk.by_key().status, held()) == (1, "old")
+        desk.server.answers[ME] = replying(name=told, permissions=["all"])
+        hold(desk.server, ApiKey("old", old))
+        assert (desk.by_key().status, stored("secret")) == (1, "old")
+    desk.patch.setenv("IMMICH_PROFILE", "default")  # that is not to name it by hand
+    assert (desk.by_key().status, stored("secret")) == (1, "old")
 
 
 @pytest.mark.parametrize(
-    "stored, typed, is_same",
+    "old, typed, is_same",
     [
         ("https://photos.test/api", "https://photos.test", True),
         ("https://photos.test/api", "https://PHOTOS.test:443/api/", True),
@@ -7386,60 +6532,38 @@ def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(
         ("no URL", "https://photos.test", False),
     ],
 )
-def test_login_and_import_replace_nothing_but_a_session_of_the_same_server(
-    desk: Desk, base: Path, stored: str, typed: str, is_same: bool
-) -> None:
+def test_only_the_same_server_is_replaced(desk: Desk, old: str, typed: str, is_same: bool) -> None:
     def is_as_expected(outcome: Outcome) -> bool:
         return outcome.status == 0 if is_same else is_refusal_to_replace(outcome, described)
 
-    described = f'API key "mine" for {stored}'
-    renamed, same = (Session(stored, ApiKey(key, "mine"), "then") for key in ("old", KEY))
-    for flags, old in ((["-n", "mine"], renamed), ([], same)):
-        SessionStore().save(old)
+    described = f'API key "mine" for {old}'
+    renamed, same = (Session(old, ApiKey(key, "mine"), "then") for key in ("old", KEY))
+    for flags, session in ((["-n", "mine"], renamed), ([], same)):
+        desk.store.save(session)
         assert is_as_expected(desk.log_in(KEY, typed, "--no-verify", *BY_KEY, *flags))
-    put(base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
-    SessionStore().save(same)
-    assert is_as_expected(desk.cli("import"))
-    SessionStore().save(renamed)
-    assert is_refusal_to_replace(desk.cli("import"), described) and held() == "old"
-    outcome = desk.cli("import", "-P", "default")
-    assert (outcome.status, held()) == (0, KEY)
+    put(desk.base / "auth.yml", f"url: {typed}\nkey: {KEY}\n")
+    desk.store.save(same)
+    assert is_as_expected(desk("import"))
+    desk.store.save(renamed)
+    assert is_refusal_to_replace(desk("import"), described) and stored("secret") == "old"
+    outcome = desk("import", "-P", "default")
+    assert (outcome.status, stored("secret")) == (0, KEY)
     assert f"it replaced {described}\n" in outcome.err
-
-
-def test_a_broken_file_is_replaced_by_a_login_at_a_server(desk: Desk, base: Path) -> None:
-    for data in (b"", b"{", b"\xff"):
-        put(base / "profiles" / "default" / "session.json", data)
-        assert (desk.by_password().status, held()) == (0, NEW_TOKEN)
 
 
 @pytest.mark.parametrize("secret, flags", [(KEY, BY_KEY), (PASSWORD, BY_PASSWORD)])
 @pytest.mark.parametrize("old", [None, SESSION.auth, Jwt("old", "u", EMAIL)], ids=str)
 @pytest.mark.parametrize("to", ["SERVER", ""])
 def test_what_another_process_stores_during_a_login_stays(
-    desk: Desk, server: Server, secret: str, flags: List[str], old: Any, to: str
+    desk: Desk, secret: str, flags: List[str], old: Any, to: str
 ) -> None:
-    store = partial(SessionStore().save, THEIRS)
-    kept = None if old is None else hold(server, old)
-    server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
-    status, _, err = desk.log_in(secret, *[server.url] * bool(to), *flags)
-    was_asked = {LOG_IN, VALIDATE} & set(server.lines)
-    assert (status, SessionStore().load()) == (1, THEIRS if was_asked else kept)
-    assert ended(server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
-
-
-def test_what_was_replaced_is_told(desk: Desk, server: Server) -> None:
-    for auth, described in (
-        (ApiKey("old", "mine"), 'API key "mine"'),
-        (ApiKey("old"), "an API key without a name"),
-        (Jwt("old", "u", "a@b.c"), "the session of a@b.c"),
-        (Jwt("old", "u", ""), "the session of a password login"),
-    ):
-        told = f"immich_session: it replaced {described} for {server.url}/api\n"
-        for ask in (desk.by_key, desk.by_password):
-            hold(server, auth)
-            assert told in ask("-P", "default").err
-    assert "replaced" not in desk.by_password("-P", "default").err
+    store = partial(desk.store.save, THEIRS)
+    kept = None if old is None else hold(desk.server, old)
+    desk.server.answers.update({line: after(store, recorded(line)) for line in (LOG_IN, VALIDATE)})
+    status, _, err = desk.log_in(secret, *[desk.server.url] * bool(to), *flags)
+    was_asked = {LOG_IN, VALIDATE} & set(desk.server.lines)
+    assert (status, desk.store.load()) == (1, THEIRS if was_asked else kept)
+    assert ended(desk.server) == [NEW_TOKEN] * (LOG_IN in was_asked) and NEW_TOKEN not in err
 
 
 UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x")]
@@ -7450,49 +6574,44 @@ UNKNOWN_ENDS = [b"", Reply(503), recorded("500"), Reply(401, PAGE), redirect("/x
     [(recorded("bad token", version), "had ended on the server already") for version in VERSIONS]
     + [(answer, "may still be valid on the server") for answer in UNKNOWN_ENDS]
     + [(recorded(LOG_OUT), "has ended on the server")],
-    ids=brief,
 )
-def test_a_password_session_that_is_replaced_is_ended_once_the_new_one_is_stored(
-    desk: Desk, server: Server, answer: Any, told: str
-) -> None:
+def test_a_replaced_session_is_ended_after_the_login(desk: Desk, answer: Any, told: str) -> None:
     seen: List[str] = []
-    server.answers[LOG_OUT] = after(lambda: seen.append(held()), answer)
+    desk.server.answers[LOG_OUT] = after(lambda: seen.append(stored("secret")), answer)
     for ask, new in ((desk.by_key, KEY), (desk.by_password, NEW_TOKEN)):
-        hold(server, LOGIN.auth)
+        hold(desk.server, LOGIN.auth)
         status, _, err = ask("-P", "default")
-        assert (status, seen.pop(), held()) == (0, new, new)
+        assert (status, seen.pop(), stored("secret")) == (0, new, new)
         assert err.endswith(f"the replaced session {told}\n")
-    assert ended(server) == [TOKEN, TOKEN]
+    assert ended(desk.server) == [TOKEN, TOKEN]
 
 
-def test_a_replaced_session_is_ended_also_where_the_new_one_cannot_become_current(
-    desk: Desk, server: Server, base: Path
-) -> None:
-    hold(server, LOGIN.auth)
-    (base / "config.json").mkdir()
+def test_a_replaced_session_is_ended_if_the_new_one_cannot_be_current(desk: Desk) -> None:
+    hold(desk.server, LOGIN.auth)
+    (desk.base / "config.json").mkdir()
     status, _, err = desk.by_key("-P", "default")
-    assert (status, held(), ended(server)) == (1, KEY, [TOKEN])
+    assert (status, stored("secret"), ended(desk.server)) == (1, KEY, [TOKEN])
     assert "the replaced session has ended on the server\n" in err and "not made current" in err
 
 
-def test_no_other_session_that_is_replaced_is_ended(desk: Desk, server: Server, base: Path) -> None:
+def test_no_other_session_that_is_replaced_is_ended(desk: Desk) -> None:
     for auth in (SESSION.auth, Jwt(NEW_TOKEN, "u", EMAIL)):  # a key, and the very same
-        hold(server, auth)
+        hold(desk.server, auth)
         assert desk.by_password("-P", "default").status == 0
-    hold(server, LOGIN.auth)
-    file = put(base / "auth.yml", f"url: {server.url}/api\nkey: {KEY}\n")
-    for use in (partial(desk.by_key, "--no-verify"), partial(desk.cli, "import", file)):
-        hold(server, LOGIN.auth)
+    hold(desk.server, LOGIN.auth)
+    file = put(desk.base / "auth.yml", f"url: {desk.server.url}/api\nkey: {KEY}\n")
+    for use in (partial(desk.by_key, "--no-verify"), partial(desk, "import", file)):
+        hold(desk.server, LOGIN.auth)
         status, _, err = use("-P", "default")
-        assert (status, held()) == (0, KEY) and "may still be valid" in err
-    assert not ended(server)
+        assert (status, stored("secret")) == (0, KEY) and "may still be valid" in err
+    assert not ended(desk.server)
 
 
-def test_a_login_whose_answer_is_not_whole_is_ended(desk: Desk, server: Server) -> None:
+def test_a_login_whose_answer_is_not_whole_is_ended(desk: Desk) -> None:
     for name in ("userId", "userEmail"):
-        server.answers[LOG_IN] = replying(**{**GRANTED, name: None})
-        assert (desk.by_password().status, held()) == (1, None)
-    assert ended(server) == [TOKEN, TOKEN]
+        desk.server.answers[LOG_IN] = replying(**{**GRANTED, name: None})
+        assert (desk.by_password().status, stored("secret")) == (1, None)
+    assert ended(desk.server) == [TOKEN, TOKEN]
 
 
 # Run the command line, and press Ctrl-C when it has touched the files in DIRECTORY for the NUMBERth
@@ -7515,9 +6634,7 @@ sys.exit(immich_session.main(sys.argv[5:]))
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy tells less of what it does")
-def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
-    server: Server, base: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_leaves_no_unstored_session(server: Server, base: Path, tmp_path: Path) -> None:
     flag, outcomes = tmp_path / "answered", []
     server.answers[LOG_IN] = after(flag.touch, recorded(LOG_IN))
     for number in range(1, 99):
@@ -7528,8 +6645,8 @@ def test_ctrl_c_leaves_no_session_behind_that_is_not_stored(
         command = [base, flag, number, "login", server.url, *BY_PASSWORD, "-P", "default"]
         done = run(*command, python=["-c", PRESSING], stdin=PASSWORD)
         assert done.status in (0, 130) and sentences(done.err)
-        outcomes.append((done.status, held() == NEW_TOKEN))
-        assert sorted([held(), *ended(server)]) == sorted([TOKEN, NEW_TOKEN])
+        outcomes.append((done.status, stored("secret") == NEW_TOKEN))
+        assert sorted([stored("secret"), *ended(server)]) == sorted([TOKEN, NEW_TOKEN])
         assert everything_in(base / "profiles") == ["default", "session.json"]
         if done.status == 0:
             break
@@ -7572,14 +6689,14 @@ def test_ctrl_c_does_not_wait_for_the_server_and_stores_nothing(
     assert not list(base.rglob("session.json")) and not ended(server)
 
 
-def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
-    server: Server, base: Path, monkeypatch: Patch
-) -> None:
+def test_ctrl_c_loses_no_answer_on_its_way(server: Server, base: Path, monkeypatch: Patch) -> None:
+    not_under_mutation()
     finish = Handler.finish
     for _ in range(5):
         shutil.rmtree(base, ignore_errors=True)
         server.asked.clear()
-        with logging_in(server, *BY_PASSWORD) as process:
+        command = [sys.executable, str(MODULE), "login", server.url, *BY_PASSWORD]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
 
             def press(self: Handler) -> None:
                 finish(self)
@@ -7588,41 +6705,44 @@ def test_ctrl_c_once_the_answer_is_on_its_way_leaves_no_session(
 
             monkeypatch.setattr(Handler, "finish", press)
             process.communicate(PASSWORD.encode(), timeout=20)
-        assert NEW_TOKEN in (held(), *ended(server))
+        assert NEW_TOKEN in (stored("secret"), *ended(server))
 
 
 @pytest.mark.parametrize("variable", ["IMMICH_INSTANCE_URL", "IMMICH_SERVER"])
 @pytest.mark.parametrize("url", [URL, "no url"])
-def test_a_profile_of_another_server_than_the_environments_is_not_replaced(
-    desk: Desk, server: Server, monkeypatch: Patch, variable: str, url: str
-) -> None:
-    SessionStore().save(dataclasses.replace(THEIRS, server_url=url))
-    monkeypatch.setenv(variable, server.url)
+def test_a_session_for_another_server_stays(desk: Desk, variable: str, url: str) -> None:
+    desk.store.save(dataclasses.replace(THEIRS, server_url=url))
+    desk.patch.setenv(variable, desk.server.url)
     for secret, flags in ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD)):
         status, _, err = desk.log_in(secret, *flags, "-P", "default")
-        assert (status, secret_was_read(), held()) == (1, False, "their-key")
-        assert one_sentence(err) and url in err and server.url in err and "give the SERVER" in err
+        assert (status, secret_was_read(), stored("secret")) == (1, False, "their-key")
+        assert (
+            one_sentence(err) and url in err and desk.server.url in err and "give the SERVER" in err
+        )
         assert desk.log_in(secret, *flags, "-P", "new").status == 0
     assert desk.by_key("-P", "default").status == 0
 
 
-def test_login_sends_the_extra_headers_of_the_environment(
-    desk: Desk, server: Server, monkeypatch: Patch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("IMMICH_INSTANCE_URL", server.url)
-    monkeypatch.setenv("IMMICH_HEADERS", f"X-A: {HEADER}")
+def test_login_sends_the_extra_headers_of_the_environment(desk: Desk, tmp_path: Path) -> None:
+    desk.patch.setenv("IMMICH_INSTANCE_URL", desk.server.url)
     other = ["-H", f"@{put(tmp_path / 'headers', 'X-B: b')}"]
     ways: Tuple[Any, ...] = ((KEY, BY_KEY), (PASSWORD, BY_PASSWORD))
-    for flags, sent in (([], [HEADER, None]), (other, [None, "b"])):
+    for flags, variable, sent in (
+        ([], f"X-A: {HEADER}", [HEADER, None]),
+        (other, "no header, and not looked at", [None, "b"]),
+    ):
+        desk.set(IMMICH_HEADERS=variable)
         for secret, by in ways:
-            server.asked.clear()
-            SessionStore().clear("x")
+            desk.server.asked.clear()
+            desk.store.clear("x")
             assert desk.log_in(secret, *by, *flags, "-P", "x").status == 0
-            stored = getattr(SessionStore().load("x"), "extra_headers", {})
-            for headers in (stored, *(asked.headers for asked in server.asked)):
+            for headers in (
+                stored("extra_headers", "x"),
+                *(asked.headers for asked in desk.server.asked),
+            ):
                 assert [headers.get(name) for name in ("X-A", "X-B")] == sent
     assert desk.by_key("-P", "y").status == 0  # the server is typed: its headers are not theirs
-    assert getattr(SessionStore().load("y"), "extra_headers", None) == {}
+    assert stored("extra_headers", "y") == {}
 
 
 @pytest.mark.parametrize(
@@ -7630,9 +6750,7 @@ def test_login_sends_the_extra_headers_of_the_environment(
     [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.evil.test", True)]
     + [("localhost", False), ("127.0.0.2", False), ("[::1]", False), ("x.localhost", False)],
 )
-def test_a_secret_that_travels_unencrypted_is_told(
-    proxy: Server, desk: Desk, host: str, is_told: bool
-) -> None:
+def test_an_unencrypted_secret_is_told(proxy: Server, desk: Desk, host: str, is_told: bool) -> None:
     url = f"http://{host}"
     answers = {**proxy.answers, PING: PONG}
     proxy.answers = {line.replace(" ", f" {url}", 1): a for line, a in answers.items()}
@@ -7646,9 +6764,7 @@ def test_a_secret_that_travels_unencrypted_is_told(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
-def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_asked_for(
-    server: Server, public: Path
-) -> None:
+def test_an_unwritable_directory_is_told_before_the_prompt(server: Server, public: Path) -> None:
     directory = public / "profiles" / "default"
     directory.mkdir(parents=True)
     for path in (directory, directory.parent):
@@ -7664,29 +6780,25 @@ def test_a_directory_that_cannot_be_written_to_is_told_before_the_secret_is_aske
     assert visited(server) == "W /apiP W /apiP"
 
 
-def test_a_directory_on_a_read_only_mount_is_told_as_that(
-    desk: Desk, disk: Path, monkeypatch: Patch
-) -> None:
-    monkeypatch.setenv("IMMICH_CONFIG_DIR", str(disk))
-    SessionStore().config_dir("default")
+def test_a_directory_on_a_read_only_mount_is_told_as_that(desk: Desk, disk: Path) -> None:
+    desk.patch.setenv("IMMICH_CONFIG_DIR", str(disk))
+    desk.store.config_dir("default")
     subprocess.check_call(["mount", "-o", "remount,ro", str(disk)])
     status, _, err = desk.by_key()
     assert status == 1 and err.endswith(f"written to: {os.strerror(errno.EROFS)}\n")
 
 
 @pytest.mark.parametrize("profiles", [["-P", "default"], ["--all"], []], ids=str)
-def test_logout_leaves_what_another_process_stored_meanwhile(
-    cli: Any, server: Server, profiles: List[str]
-) -> None:
-    server.answers[LOG_OUT] = after(lambda: SessionStore().save(THEIRS), recorded(LOG_OUT))
-    hold(server, LOGIN.auth)
-    status, _, err = cli("logout", *profiles)
-    assert (status, SessionStore().load()) == (0, THEIRS)
+def test_logout_leaves_what_another_process_stored_meanwhile(desk: Desk, profiles: Any) -> None:
+    hold(desk.server, LOGIN.auth)
+    desk.server.answers[LOG_OUT] = after(lambda: desk.store.save(THEIRS), recorded(LOG_OUT))
+    status, _, err = desk("logout", *profiles)
+    assert (status, desk.store.load()) == (0, THEIRS)
     assert 'profile "default" holds another session by now, which stays\n' in err
     assert "has ended on the server" in err and "removed" not in err
-    hold(server, LOGIN.auth)
-    server.answers[LOG_OUT] = after(lambda: SessionStore().clear("default"), recorded(LOG_OUT))
-    status, _, err = cli("logout", *profiles)  # the other one has logged out as well
+    hold(desk.server, LOGIN.auth)
+    desk.server.answers[LOG_OUT] = after(lambda: desk.store.clear("default"), recorded(LOG_OUT))
+    status, _, err = desk("logout", *profiles)  # the other one has logged out as well
     assert status == 0 and "another session" not in err
 
 
@@ -7696,6 +6808,8 @@ def test_logout_leaves_what_another_process_stored_meanwhile(
 CONVERSATION = r"""
 $ profile list
 ! no profile is logged in
+$ profile list --json
+[]
 $ profile current
 default
 $ status  # 4
@@ -7803,6 +6917,10 @@ $ login URL -e a@b.c -k x  # 2
 ! argument -k/--api-key: not allowed with argument -e/--email; see "COMMAND login --help"
 $ login URL -e a@b.c -n x  # 2
 ! -n and --no-verify do not go with a password login; see "COMMAND login --help"
+$ login URL -e a@b.c --no-verify  # 2
+! -n and --no-verify do not go with a password login; see "COMMAND login --help"
+$ login URL -k - -p -  # 2
+! -p needs -e; see "COMMAND login --help"
 $ login URL k3y  # 2
 ! too many arguments; an API key goes after -k; see "COMMAND login --help"
 $ status --chekc  # 2
@@ -7845,15 +6963,14 @@ $ IMMICH_API_KEY=k token  # 1
 """
 
 
-def converse(cli: Any, typed: str, monkeypatch: Patch) -> str:
+def converse(desk: Desk, typed: str) -> str:
     """Run a line of the conversation, and return it with what it brought."""
-    line, _, stdin = typed.partition(" <")
+    line, _, stdin = typed.replace("URL", desk.server.url).partition(" <")
     words = shlex.split(line)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{stdin.strip()}\n".encode())))
+    with desk.patch.context() as patch:
         while "=" in words[0]:
             patch.setenv(*words.pop(0).split("="))
-        status, out, err = cli(*words)
+        status, out, err = desk(*words, stdin=f"{stdin.strip()}\n")
     told = "".join(f"! {line}\n" for line in err.replace("immich_session: ", "").splitlines())
     if "--json" in words:
         assert out == json.dumps(json.loads(out), indent=2) + "\n"
@@ -7863,15 +6980,12 @@ def converse(cli: Any, typed: str, monkeypatch: Patch) -> str:
 
 
 @posix_only
-def test_people_are_told_what_happened_in_these_words(
-    cli: Any, server: Server, monkeypatch: Patch
-) -> None:
+def test_people_are_told_what_happened_in_these_words(desk: Desk) -> None:
     expected = CONVERSATION.replace("\\\n  ", "").lstrip()
     lines = re.findall(r"(?m)^\$ (.*?)(?:  # \d+)?$", expected)
-    names = {"URL": server.url, "HOME": os.environ["HOME"], "COMMAND": own_command()}
-    told = "".join(converse(cli, line.replace("URL", server.url), monkeypatch) for line in lines)
-    for name, text in names.items():
-        told = told.replace(text, name)
+    told = "".join(converse(desk, line) for line in lines)
+    for name, text in (("URL", desk.server.url), ("HOME", HOME), ("COMMAND", own_command())):
+        told = told.replace(os.environ.get(text, text), name)
     assert told.splitlines() == expected.splitlines()
 
 
@@ -7992,12 +7106,12 @@ def test_the_readme_opens_with_a_part_of_the_conversation(here: Path, server: Se
 def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     text = readme("start", KEY)
     assert re.search(r"API key for http://127\.0\.0\.1:\d+/api: ", text)
-    assert 'is stored in profile "default"' in text and stored() == ApiKey(KEY, "test all")
+    assert 'is stored in profile "default"' in text and stored("auth") == ApiKey(KEY, "test all")
     readme("log-in", KEY, PASSWORD, PASSWORD)
-    assert isinstance(stored(), Jwt)
+    assert isinstance(stored("auth"), Jwt)
     store.clear()
     readme("pipe")
-    assert stored() == ApiKey(KEY, "test all")
+    assert stored("auth") == ApiKey(KEY, "test all")
 
 
 def test_the_readme_on_profiles_and_directories(readme: Any, store: Place, here: Path) -> None:
@@ -8014,7 +7128,7 @@ def test_the_readme_on_using_and_ending_a_session(readme: Any, server: Server, h
     text = readme("use")
     assert "Valid: yes" in text and f"{server.url}/api\r\n" in text
     assert (here / "asked.txt").read_text() == f"x-api-key: {KEY}\n"
-    assert stored() is None
+    assert stored("auth") is None
 
 
 def test_the_readme_on_a_proxy_in_front_of_the_server(readme: Any, server: Server) -> None:
@@ -8052,12 +7166,9 @@ def test_an_example_of_the_readme_hands_the_secret_to_the_server_only(
     assert all(asked.headers[secret] is None for asked in elsewhere.asked)
 
 
-def test_the_first_example_of_the_readme_says_what_to_do(example: Any) -> None:
+def test_the_readme_on_missing_permissions(example: Any, store: Place, server: Server) -> None:
     status, out, err = example("urllib")
     assert (status, out) == (1, "") and "is not logged in" in err and "Traceback" not in err
-
-
-def test_the_readme_on_missing_permissions(example: Any, store: Place, server: Server) -> None:
     store.save(Session(f"{server.url}/api", ApiKey(KEY), ""))
     for permissions, lacking in (
         *((["all"], ""), (["album.read", "asset.upload"], ""), (None, "")),
@@ -8150,7 +7261,7 @@ def test_the_readme_on_systemd_and_kubernetes(here: Path) -> None:
 def test_the_readme_on_other_tools(readme: Any, base: Path) -> None:
     put(base / "auth.yml", AUTH_YML)
     text = readme("tools")
-    assert stored() == ApiKey(KEY)
+    assert stored("auth") == ApiKey(KEY)
     assert f"{URL} upload --recursive photos\r\n{URL}\r\n" in text
     assert f"{SITE} upload from-folder photos\r\n" in text
 
@@ -8203,17 +7314,23 @@ import immich_session
 """
 
 
-def test_a_minimal_python_does_everything_but_requests(base: Path) -> None:
+@pytest.mark.parametrize("program", [PROGRAM, MINIMAL], ids=["whole", "minimal"])
+def test_what_asks_no_server_loads_nothing_to_ask_it_with(base: Path, program: str) -> None:
     put(base / "auth.yml", AUTH_YML)
-    commands = [" ".join(LOGIN_HERE), "status", "status --json", "token", "profile list"]
-    commands += ["profile current", "profile switch default", "import -P work", "--help"]
-    commands += ["logout --local", "logout --local --all", "profile list"]
-    code = "sys.exit(any([immich_session.main(line.split()) for line in sys.argv[2:]]))"
-    status, out, err = run(*commands, python=["-S", "-c", MINIMAL + code])
-    assert (status, sentences(err)) == (0, True), err
-    assert KEY in out
+    commands = [" ".join(LOGIN_HERE), "status", "status --json", "profile list", "profile current"]
+    commands += ["profile switch default", "token", "exec /nosuch", "logout --local", "import"]
+    commands += ["logout --local --all", "--help", "--nonsense"]
+    code = "for line in sys.argv[2:]: print(immich_session.main(line.split()), file=sys.stderr)\n"
+    code += "heavy = {'urllib.request', 'http', 'http.client', 'ssl', 'email'} & set(sys.modules)\n"
+    code += "sys.exit(f'loaded: {sorted(heavy)}')"
+    _, out, err = run(*commands, python=["-S", "-c", program + code])
+    assert re.findall(r"^\d+$", err, re.MULTILINE) == [*"000000", "0", "127", *"000", "0", "2"]
+    assert err.endswith("\nloaded: []\n") and "Traceback" not in err and KEY in out
+
+
+def test_a_minimal_python_reads_a_key_and_becomes_a_command() -> None:
     python = ["-S", "-c", MINIMAL + MAIN]
-    assert run(*READ_KEY, stdin=KEY, python=python).status == 0 and stored() == ApiKey(KEY)
+    assert run(*READ_KEY, stdin=KEY, python=python).status == 0 and stored("auth") == ApiKey(KEY)
     assert run("exec", "--", *ECHO, "done", python=python) == (0, "done\n", "")
 
 
@@ -8275,7 +7392,6 @@ SHARES_NOTHING, SHARES_READING = 0, 1
         (SHARES_READING, lambda store: store.save(SESSION, "work"), SESSION),
         (SHARES_READING, lambda store: store.clear("work"), None),
     ],
-    ids=["load", "save", "clear"],
 )
 def test_a_file_that_another_program_has_open_is_tried_again(
     store: Place, monkeypatch: Patch, share: int, use: Any, after: Optional[Session]
@@ -8736,7 +7852,8 @@ def test_a_container_without_anything_uses_the_key_that_is_mounted(container: Co
 
 def test_a_container_without_home_says_in_a_sentence_what_is_missing(container: Container) -> None:
     login = ["/immich_session.py", *READ_KEY]
-    assert "IMMICH_CONFIG_DIR" in complaint(container.python(*login, stdin=KEY))
+    told = complaint(container.python(*login, stdin=KEY))
+    assert re.search(r"\bHOME\b", told) and "IMMICH_CONFIG_DIR" in told
     told = complaint(container.python(*login, stdin=KEY, IMMICH_CONFIG_DIR="/data"))
     assert told == f"/data: the directory cannot be created: {os.strerror(errno.EROFS)}"
 
