@@ -7172,10 +7172,10 @@ def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     assert re.search(r"API key for http://127\.0\.0\.1:\d+/api: ", text)
     assert 'is stored in profile "default"' in text and stored("auth") == ApiKey(KEY, "test all")
     readme("log-in", KEY, PASSWORD, PASSWORD)
-    assert isinstance(stored("auth"), Jwt)
+    assert isinstance(get_session().auth, Jwt)
     store.clear()
     readme("pipe")
-    assert stored("auth") == ApiKey(KEY, "test all")
+    assert get_session().auth == ApiKey(KEY, "test all")
 
 
 def test_the_readme_on_profiles_and_directories(readme: Any, store: Place, here: Path) -> None:
