@@ -5063,9 +5063,8 @@ def test_a_password_from_standard_input_loses_one_line_end_and_no_more(desk: Des
 
 def test_what_is_said_of_a_secret_names_its_flag(desk: Desk) -> None:
     for flag, more in (("-k", []), ("-p", ["-e", "a@b.c"])):
-        assert (
-            f'"{flag} -" reads it' in desk("login", desk.server.url, *more, "-P", "x", stdin="").err
-        )
+        err = desk("login", desk.server.url, *more, "-P", "x", stdin="").err
+        assert f'"{flag} -" reads it' in err
         warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
         err = desk("login", desk.server.url, *more, flag, "s3cret", "-P", "x").err
         assert warning in err and "s3cret" not in err
@@ -6531,10 +6530,8 @@ def test_only_the_same_account_is_replaced(
     assert not is_lost or f"it replaced {described} for {desk.server.url}/api\n" in outcome.err
     hold(desk.server, auth)
     name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
-    assert (desk.log_in(secret, *flags, *name).status, stored("secret")) == (
-        0,
-        new,
-    )  # no SERVER: renewed
+    renewing = desk.log_in(secret, *flags, *name)  # no SERVER
+    assert (renewing.status, stored("secret")) == (0, new)
 
 
 def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(desk: Desk) -> None:
