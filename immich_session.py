@@ -1526,8 +1526,11 @@ def _why_unreachable(error: Any, redact: Callable[[str], str]) -> str:
 def _fetch(opener: Any, request: Any, timeout: float) -> Tuple[int, Any, bytes]:
     """Return status, header fields and body of an answer that came whole."""
     with opener.open(request, timeout=timeout) as response:
-        body = response.read(_FILE_LIMIT + 1)
-        length = re.fullmatch("[0-9]{1,18}", response.headers.get("Content-Length", ""))
+        try:
+            body = response.read(_FILE_LIMIT + 1)
+        except ValueError:  # the size of a chunk is negative
+            raise EOFError from None
+        length = re.fullmatch("[0-9]{1,4000}", response.headers.get("Content-Length", ""))
         if length and len(body) < min(int(length[0]), _FILE_LIMIT):
             raise EOFError
         return response.status, response.headers, body
@@ -1644,10 +1647,9 @@ class _Client:
         if isinstance(outcome, str):
             raise _server_error(url, outcome, None, is_ready=False)
         status, fields, content = outcome
-        if len(content) > _FILE_LIMIT:
-            raise _server_error(url, f"the answer is larger than {_FILE_LIMIT} bytes", status)
         members = None
         with contextlib.suppress(InvalidSessionError):
+            _check_size(len(content), url)
             members = _object(_decode(content))
         return _Answer(status, fields, members)
 
@@ -1695,7 +1697,7 @@ class _Client:
             location = urllib.parse.urljoin(url, location)
         plain, asked = _without_query(location), _checked_url(_without_query(url))
         is_less_secure = asked["scheme"] == "https" and not plain.startswith("https:")
-        is_moved = url.endswith(path) and plain.endswith(asked["path"]) and plain == location
+        is_moved = url.endswith(path) and plain.endswith(asked["path"]) and plain == location != url
         if is_moved and not is_less_secure:
             address = self.redact(_public_url(plain[: -len(path)]))
             return f"it redirects: use the address {address} instead"
@@ -1757,7 +1759,7 @@ def _possible_bases(client: _Client, url: str, is_base: bool) -> Iterator[str]:
         api = answer.get("api")
         endpoint = api.get("endpoint") if isinstance(api, dict) else None
         if isinstance(endpoint, str) and not re.search("[?#]", endpoint):
-            base = client.follow(target, endpoint)
+            base = client.follow(_without_query(target), endpoint)
             if base is None:
                 shown = client.redact(_public_url(endpoint))
                 problem = f"it points to {shown}, a different or less secure server"
@@ -1823,9 +1825,9 @@ def _log_in(client: _Client, base: str, email: str, password: str) -> Session:
     answer = client.request("POST", base + "/auth/login", headers, body)
     values = [answer.get(name) for name in ("accessToken", "userId", "userEmail")]
     token, user_id, user_email = (value if isinstance(value, str) else "" for value in values)
+    client.secrets += filter(None, [token])
     if not user_id or not user_email or not re.fullmatch(_VISIBLE, token):
         raise client.refused(base, "/auth/login", answer)
-    client.secrets.append(token)
     auth = Jwt(token, client.text(user_id) or "", client.text(user_email) or email)
     return Session.create(base, auth, client.extra_headers)
 
@@ -2270,6 +2272,14 @@ def _end_session(session: Session, timeout: Optional[float], what: str = "the se
     return status
 
 
+def _end_replaced(old: Session, new: Session, timeout: Optional[float]) -> None:
+    """End a session where *new* has just been made, if that is the same server."""
+    urls = old.server_url, new.server_url
+    if _is_same_api(*urls) and _is_same_server(*urls):  # which admits no way back to http
+        old = replace(old, server_url=new.server_url, extra_headers=new.extra_headers)
+    _end_session(old, timeout, "the replaced session")
+
+
 def _store_session(args: Any, store: SessionStore, profile: str, session: Session) -> None:
     """Save a session, and tell what is stored where; end a password session that it replaces.
 
@@ -2290,14 +2300,14 @@ def _store_session(args: Any, store: SessionStore, profile: str, session: Sessio
                 raise SessionError(f"{problem}: {error}") from None
         suffix = ", now the current one" if is_current else ""
         _say(f'{_described(session)} is stored in profile "{profile}"{suffix}')
-        if old and (old.secret, old.server_url) != (session.secret, session.server_url):
-            _say(f"it replaced {_described(old)}")
+        if old and replace(old, created_at=session.created_at) != session:
+            is_lost = old.extra_headers and old.extra_headers != session.extra_headers
+            _say(f"it replaced {_described(old)}{' and its extra headers' if is_lost else ''}")
         _note_overrides(store)
     finally:  # Ctrl-C too, wherever it comes
         is_saved = is_saved or _stored(store, profile) == session
         if is_saved and old and isinstance(old.auth, Jwt) and old.secret != session.secret:
-            timeout = None if args.no_verify else args.timeout
-            _end_session(old, timeout, "the replaced session")
+            _end_replaced(old, session, None if args.no_verify else args.timeout)
 
 
 def _check_login_flags(args: Any) -> None:
@@ -2345,8 +2355,11 @@ def _find_login_api(args: Any, client: _Client, url: str) -> str:
         return _find_api(client, url, is_base, hint)
     except ServerUnreachableError as error:
         problem, status = str(error), error.status
-    if status is None and "://" not in (args.SERVER or "://"):
-        problem += f"; if the server has no https, write http://{_without_query(args.SERVER)}"
+    # Where a certificate is at fault, there is https, and http would give the secret away.
+    if status is None and "certificate" not in problem:
+        given = (args.SERVER, *(os.environ[name] for name in _filled(os.environ, _URL_VARIABLES)))
+        typed = _without_query(next(filter(None, given), "://"))
+        problem += "" if "://" in typed else f"; if the server has no https, write http://{typed}"
     raise ServerUnreachableError(problem, status)
 
 
@@ -2637,12 +2650,14 @@ def _run_command(command: List[str], environ: Dict[str, str]) -> int:
         return (_run_on_windows if _WINDOWS else _become)(command, environ)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "this cannot be a command"
+        is_forbidden = isinstance(error, PermissionError)
     name = command[0]
     _say(f"{name or repr(name)}: it cannot be run: {problem}")
     places = [""] if os.path.dirname(name) else os.get_exec_path()
     paths = [os.path.join(place, name) for place in places]
     paths += [_command_path(name)] if _WINDOWS else []
-    return 126 if name and any(map(os.path.exists, paths)) else 127
+    is_there = any(map(os.path.exists, paths)) or (is_forbidden and os.path.dirname(name))
+    return 126 if name and is_there else 127
 
 
 def _exec(args: Any, store: SessionStore) -> int:
@@ -2700,7 +2715,10 @@ _OPTIONS: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "-k --api-key": (_STDIN, {"metavar": "KEY"}),
     "-e --email": ("log in with the password of this user", {}),
     "-p --password": (_STDIN, {}),
-    "-n --name": ("a name for the API key (default: its name on the server)", {}),
+    "-n --name": (
+        "a name for the API key (default: its name on the server, or in the session to renew)",
+        {},
+    ),
     "-H --header": (
         "extra header for a proxy: 'NAME: VALUE', or @FILE with one a line; repeatable "
         "(default: of the session to renew; with the server of the environment, IMMICH_HEADERS)",
@@ -2799,13 +2817,18 @@ def _add_options(command: Any, options: str) -> None:
             group.add_argument(*sorted(key.split(), key=len), help=text, **settings)
 
 
-def _parser() -> Any:
-    prog = _own_command()
+def _parsers() -> Tuple[Any, Any]:
+    """Return the parser of the command line, and one that knows the options before a command."""
+    prog, kind = _own_command(), _parser_class()
     description = "Keep sessions for Immich servers in profiles."
-    parser = _parser_class()(prog=prog, description=description, epilog=_VARIABLES)
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser = kind(prog=prog, description=description, epilog=_VARIABLES)
+    leading = kind(prog=prog, add_help=False)
+    leading.add_argument("-h", "--help", action="store_true")
+    leading.add_argument("words", nargs="A...").required = False
     directory = "the directory of the files (default: IMMICH_CONFIG_DIR, else ~/.config/immich)"
-    parser.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
+    for each in (parser, leading):
+        each.add_argument("--version", action="store_true", help="print the version")
+        each.add_argument("-d", "--config-directory", metavar="DIR", help=directory)
     parser.set_defaults(run=None, parser=parser, renewed=None)
     groups = {"": parser.add_subparsers(metavar="COMMAND", prog=prog)}
     for name, (run, text, options, example) in _COMMANDS.items():
@@ -2816,20 +2839,26 @@ def _parser() -> Any:
         if run is None:
             groups[name] = command.add_subparsers(metavar="COMMAND", prog=f"{prog} {name}")
         _add_options(command, options)
-    return parser
+    return parser, leading
+
+
+def _refuse_option(parser: Any) -> None:
+    """Refuse an unknown option; it is not echoed, because it may be a key."""
+    _refuse_usage(parser, f"unknown option; {' '.join(parser.format_usage().split())}")
 
 
 def _refuse_surplus(args: Any, surplus: Sequence[str]) -> None:
-    """Refuse what the grammar has no place for; it is not echoed, because it may be a key."""
     if any(word.startswith("-") for word in surplus):
-        usage = " ".join(args.parser.format_usage().split())
-        _refuse_usage(args.parser, f"unknown option; {usage}")
+        _refuse_option(args.parser)
     hint = "; an API key goes after -k" if hasattr(args, "api_key") else ""
     _refuse_usage(args.parser, f"too many arguments{hint}")
 
 
 def _run(argv: Optional[Sequence[str]]) -> int:
-    args, surplus = _parser().parse_known_args(argv)
+    parser, leading = _parsers()
+    if leading.parse_known_args(argv)[1]:  # what follows would be taken for the command
+        _refuse_option(parser)
+    args, surplus = parser.parse_known_args(argv)
     if surplus:
         _refuse_surplus(args, surplus)
     if args.version:

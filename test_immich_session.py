@@ -3832,10 +3832,10 @@ CUT_SHORT = [
     "SSH-2.0-OpenSSH_9.2\r\n",
     "HTTP/1.1 twohundred OK\r\n\r\n",
     "HTTP/1.1 200 OK\r\n" + "X: y\r\n" * 300 + f"\r\n{PLEASING}",
-    *(f"{SIZED}{size}\r\n\r\n{PLEASING}" for size in (999, 9_999_999, 9_999_999_999)),
+    *(f"{SIZED}{size}\r\n\r\n{PLEASING}" for size in (999, 9_999_999, 9_999_999_999, "9" * 30)),
     f"{CHUNKED}{len(PLEASING) + 9:x}\r\n{PLEASING}",
     f"{CHUNKED}{len(PLEASING):x}\r\n{PLEASING}\r\n",
-    f"{CHUNKED}zz\r\n{PLEASING}\r\n0\r\n\r\n",
+    *(f"{CHUNKED}{size}\r\n{PLEASING}\r\n0\r\n\r\n" for size in ("zz", "-5")),
 ]
 
 
@@ -3851,6 +3851,9 @@ def test_a_login_that_lacks_a_member_is_none(server: Server, name: str) -> None:
     for value in ["a b", "a\n", "ü", 7] if name == "accessToken" else ["", None, ["a@b.c"]]:
         server.answers[LOG_IN] = Reply(201, json.dumps({**GRANTED, name: value}))
         refused(201, by_password, server.url)
+    lacking = {**GRANTED, "accessToken": TOKEN, "userId": "", "message": f"{TOKEN}, no user"}
+    server.answers[LOG_IN] = Reply(201, json.dumps({**lacking, "statusCode": 201}))
+    assert "refused: ***, no user" in refused(201, by_password, server.url)
 
 
 def test_answers_in_chunks_and_of_the_largest_size_are_answers(server: Server) -> None:
@@ -4144,6 +4147,12 @@ def test_a_redirect_without_end_or_sense_is_an_error(server: Server, location: s
     assert len(server.asked) < 30
 
 
+def test_pages_of_any_size_and_sense_do_not_end_the_search(server: Server) -> None:
+    for page in (Reply(200, PAGE * LIMIT), endpoint(""), Reply(200, "{" * LIMIT)):
+        behave(server, {"W": redirect("/page?q=1"), "/page?q=1": page, "/apiP": PONG})
+        assert resolve_api_url(server.url) == server.url + "/api"
+
+
 def test_four_redirects_are_followed_and_no_more(server: Server) -> None:
     chain = {f"/{number}": redirect(f"/{number + 1}") for number in range(1, 5)}
     for first, base in ((2, "/back"), (1, "/api")):
@@ -4184,6 +4193,7 @@ LOCATIONS = [
     ("/#/api/auth/login", f"it redirects to URL/***: {TO_A_PAGE}"),
     (f"https://a.test/outpost?rd={HERE}/api/auth/login#/api/auth/login", TO_A_PAGE),
     ("/auth/login", f"it redirects to URL/auth/login: {TO_A_PAGE}"),  # a path like Immich's
+    ("/api/auth/login", f"it redirects to URL/api/auth/login: {TO_A_PAGE}"),  # to itself
     (f"{HERE}/auth/login", f"it redirects to {HERE}/auth/login: {TO_A_PAGE}"),
 ]
 
@@ -4943,6 +4953,8 @@ def test_what_a_command_does_not_take_is_told_as_that(cli: Cli, command: str) ->
         told = complaint(cli(*command.split(), option, *more), 2)
         assert f"unknown option; usage: {prog} [-h]" in told and f'see "{prog} --help"' in told
         assert ("-k KEY" in told) is (command == "login")
+        told = complaint(cli(option, "work", *command.split(), *more), 2)
+        assert f"unknown option; usage: {own_command()} [-h] [--version]" in told
     # What exec is given belongs to the command to run.
     told = complaint(cli(*command.split(), *more, KEY), 4 if command == "exec" else 2)
     assert bool(re.search(r"-k\b", told)) is (command == "login")
@@ -5044,13 +5056,15 @@ def test_a_password_from_standard_input_loses_one_line_end_and_no_more(desk: Des
     ):
         assert desk("login", desk.server.url, *BY_PASSWORD, stdin=typed).status == 0
         assert json.loads(desk.server.asked[-1].body)["password"] == sent
+    desk.server.asked.clear()
+    assert complaint(desk("login", desk.server.url, *BY_PASSWORD, stdin="x" * 65537))
+    assert LOG_IN not in desk.server.lines
 
 
 def test_what_is_said_of_a_secret_names_its_flag(desk: Desk) -> None:
     for flag, more in (("-k", []), ("-p", ["-e", "a@b.c"])):
-        assert (
-            f'"{flag} -" reads it' in desk("login", desk.server.url, *more, "-P", "x", stdin="").err
-        )
+        err = desk("login", desk.server.url, *more, "-P", "x", stdin="").err
+        assert f'"{flag} -" reads it' in err
         warning = f'warning: other users can see secrets on the command line; use "{flag} -"\n'
         err = desk("login", desk.server.url, *more, flag, "s3cret", "-P", "x").err
         assert warning in err and "s3cret" not in err
@@ -5811,6 +5825,17 @@ def test_exec_says_once_what_may_not_be_understood(cli: Cli, session: Session, e
     assert complaint(done, 127, lines=len(told) + 1) and done.err.splitlines()[:-1] == warnings
 
 
+@posix_only
+def test_a_command_in_a_directory_that_is_closed_cannot_be_run(cli: Cli, land: Path) -> None:
+    with ordinary_user():
+        (land / "closed").mkdir(0)
+        cli.set(IMMICH_SERVER=URL, IMMICH_API_KEY=KEY, PATH=str(land / "closed"))
+        told = complaint(cli("exec", "--", land / "closed" / "program"), 126)
+        assert told.endswith(f"program: it cannot be run: {os.strerror(errno.EACCES)}")
+        assert complaint(cli("exec", "--", "program"), 127)
+        (land / "closed").chmod(0o700)
+
+
 # Command line: import
 
 
@@ -6341,14 +6366,18 @@ def test_a_failing_server_is_told(
     assert told in ended.err and '"default" is removed from this computer' in ended.err
 
 
-def test_login_suggests_http_if_nobody_typed_https(desk: Desk) -> None:
-    for typed, suggested in ((desk.server.host, True), (f"https://{desk.server.host}", False)):
-        status, _, err = desk.log_in(PASSWORD, typed, *BY_PASSWORD)
-        assert (status, f"http://{desk.server.host}" in err, "http://" in err) == (
-            3,
-            *[suggested] * 2,
-        )
+def test_login_suggests_http_if_nobody_typed_https(desk: Desk, secure: Any) -> None:
+    host, hint = desk.server.host, f"write http://{desk.server.host}"
+    for typed, is_told in ((host, True), (f"{host}/?a=b://c", True), (f"https://{host}", False)):
+        done = desk.log_in(PASSWORD, typed, *BY_PASSWORD)
+        assert (done.status, hint in done.err, "http://" in done.err) == (3, is_told, is_told)
+        desk.set(IMMICH_SERVER=typed.split("/?")[0])
+        assert (hint in desk.log_in(KEY, *BY_KEY).err) is is_told
+        desk.patch.delenv("IMMICH_SERVER")
     assert not desk.server.asked
+    for server in (secure(certificate="foreign"), secure(clients=ssl.CERT_REQUIRED)):
+        err = desk.log_in(KEY, server.host, *BY_KEY).err  # there is https
+        assert "certificate" in err and "http://" not in err
 
 
 def test_a_time_limit_is_that_of_every_request(desk: Desk) -> None:
@@ -6501,10 +6530,8 @@ def test_only_the_same_account_is_replaced(
     assert not is_lost or f"it replaced {described} for {desk.server.url}/api\n" in outcome.err
     hold(desk.server, auth)
     name = ["-n", getattr(auth, "name", "") or "x"] if "-k" in flags else []
-    assert (desk.log_in(secret, *flags, *name).status, stored("secret")) == (
-        0,
-        new,
-    )  # no SERVER: renewed
+    renewing = desk.log_in(secret, *flags, *name)  # no SERVER
+    assert (renewing.status, stored("secret")) == (0, new)
 
 
 def test_no_name_and_that_of_unnamed_keys_are_no_reason_to_replace(desk: Desk) -> None:
@@ -6549,6 +6576,40 @@ def test_only_the_same_server_is_replaced(desk: Desk, old: str, typed: str, is_s
     outcome = desk("import", "-P", "default")
     assert (outcome.status, stored("secret")) == (0, KEY)
     assert f"it replaced {described}\n" in outcome.err
+
+
+def test_what_else_is_lost_with_the_same_key_is_told(desk: Desk) -> None:
+    headers = put(desk.top / "headers", f"A: {HEADER}\n")
+    replaced = f'it replaced API key "mine" for {desk.server.url}/api'
+    for flags, told in (
+        (["-n", "mine", "-H", f"@{headers}"], None),
+        (["-n", "mine", "-H", f"@{headers}"], None),
+        (["-n", "mine"], f"{replaced} and its extra headers"),
+        ([], replaced),
+        ([], None),
+    ):
+        lines = desk.by_key(*flags).err.splitlines()
+        assert [line for line in lines if "replaced" in line] == [
+            f"immich_session: {each}" for each in (told,) if each
+        ]
+
+
+def test_a_replaced_session_is_ended_as_the_new_one_was_made(
+    desk: Desk, proxy: Server, secure: Any
+) -> None:
+    headers = put(desk.top / "headers", f"A: {HEADER}\n")
+    old = Session("http://photos.test/api", Jwt("old", "u", EMAIL), "", {"A": "old"})
+    desk.store.save(old)
+    proxy.inside = secure().tls
+    done = desk.log_in(PASSWORD, "https://photos.test", *BY_PASSWORD, "-H", f"@{headers}")
+    assert "the replaced session has ended" in done.err
+    assert (proxy.asked[-1].line, ended(proxy)) == (LOG_OUT, ["old"])
+    assert proxy.asked[-1].headers["A"] == HEADER
+    desk.store.save(dataclasses.replace(old, server_url="http://other.test/api"))
+    desk.log_in(PASSWORD, "https://photos.test", *BY_PASSWORD, "-P", "default")
+    others = [each for each in proxy.asked if "other.test" in each.line]
+    assert others[0].line == "POST http://other.test/api/auth/logout"
+    assert {each.headers["A"] for each in others} == {"old"}
 
 
 @pytest.mark.parametrize("secret, flags", [(KEY, BY_KEY), (PASSWORD, BY_PASSWORD)])
@@ -7108,10 +7169,10 @@ def test_the_ways_of_the_readme_to_log_in(readme: Any, store: Place) -> None:
     assert re.search(r"API key for http://127\.0\.0\.1:\d+/api: ", text)
     assert 'is stored in profile "default"' in text and stored("auth") == ApiKey(KEY, "test all")
     readme("log-in", KEY, PASSWORD, PASSWORD)
-    assert isinstance(stored("auth"), Jwt)
+    assert isinstance(get_session().auth, Jwt)
     store.clear()
     readme("pipe")
-    assert stored("auth") == ApiKey(KEY, "test all")
+    assert get_session().auth == ApiKey(KEY, "test all")
 
 
 def test_the_readme_on_profiles_and_directories(readme: Any, store: Place, here: Path) -> None:
