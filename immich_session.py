@@ -826,27 +826,14 @@ class _Place:
         return os.fstat(descriptor)
 
 
-def _open_own_directory(place: _Place, entry: str) -> int:
-    """Open a directory that was just made, also if the umask took our right to read it."""
-    try:
-        return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
-    except PermissionError:
-        if not hasattr(os, "O_PATH"):  # macOS, PyPy
-            is_followed = os.chmod not in os.supports_follow_symlinks
-            os.chmod(entry, 0o700, dir_fd=place.held, follow_symlinks=is_followed)
-            return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
-        descriptor = os.open(entry, _DIRECTORY_FLAGS | os.O_PATH, dir_fd=place.held)
-    try:
-        if os.fstat(descriptor).st_uid == _user():
-            os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # a path could be swapped for a link
-    finally:
-        os.close(descriptor)
-    return os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
-
-
 def _settle_directory(place: _Place, entry: str) -> None:
+    """Give a directory that was just made its mode, and what root made its owner."""
     with contextlib.suppress(OSError):
-        descriptor = _open_own_directory(place, entry)
+        try:
+            descriptor = os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
+        except PermissionError:  # the umask took our right to read it
+            os.chmod(entry, 0o700, dir_fd=place.held)
+            descriptor = os.open(entry, _DIRECTORY_FLAGS, dir_fd=place.held)
         try:
             if os.fstat(descriptor).st_uid == _user() and not os.listdir(descriptor):
                 place.settle(descriptor, 0o700)
@@ -2716,7 +2703,7 @@ _OPTIONS: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "-e --email": ("log in with the password of this user", {}),
     "-p --password": (_STDIN, {}),
     "-n --name": (
-        "a name for the API key (default: its name on the server, or in the session to renew)",
+        "a name for the API key (default: its name on the server; renewing keeps it)",
         {},
     ),
     "-H --header": (
