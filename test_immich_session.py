@@ -537,7 +537,19 @@ NO_HOSTS = [
     *("a/api?hunter2", "a?hunter2", "a/api#hunter2", "a#hunter2", "a?", "a/?", "a#", "a/#"),
     *("a/\n", "a\n", "a ", " a", "a b/", "a/b c", "a/\r\nX: 1", "a/\0", "a/\x7f", "a\t/", "a/é"),
     *("[:::1]:80/", "[1:2]", "[]", "[::1%lo]", "[::1.2]", "[1.2.3.4]/api"),
-    *("a:0", "a:65536", "a:99999", "a:x", "a:٣", "a:-1", "a:1:2", "a:+1", "a\u2044b/", "a\ud800/"),
+    *(
+        "a:0",
+        "a:65536",
+        "a:99999",
+        "a:x",
+        "a:٣",
+        "a:-1",
+        "a:1:2",
+        "a:+1",
+        "ü.a/",
+        "a\u2044b/",
+        "a\ud800/",
+    ),
 ]
 NO_SCHEMES = [
     *("", "a", "a/api", "//a/api", "ftp://a/", "file:///etc/passwd", "javascript://a/", "https:a"),
@@ -1525,6 +1537,23 @@ def test_a_file_is_0600_from_its_first_moment(old: int, store: Place, monkeypatc
         store.set_current_profile("work")
     assert made == [(True, 0o600), (True, 0o600)]
     assert [oct(mode(path)) for path in (store.file, store.config_json)] == ["0o600", "0o600"]
+
+
+@posix_only
+def test_a_directory_that_somebody_else_makes_meanwhile_stays(
+    store: Place, monkeypatch: Patch
+) -> None:
+    directory = store.base / "profiles" / "work"
+    made: List[int] = []
+
+    def make(*_: object) -> None:
+        if directory.parent.exists() and not directory.exists():
+            directory.mkdir()
+            made.append(directory.stat().st_ino)
+
+    around(monkeypatch, "mkdir", ignore, make)
+    assert [store.config_dir("work").stat().st_ino] == made
+    assert names(directory.parent) == ["work"]
 
 
 # SessionStore: what root makes belongs to the owner of its directory
@@ -2923,7 +2952,7 @@ def test_the_url_in_the_environment_is_normalised() -> None:
     for typed, url in (
         *((f"https://photos.example.com{path}", URL) for path in ("/api", "/api/", "", "/")),
         *((f"{x}photos.example.com", URL) for x in ("", "HTTPS://")),
-        ("photos.example.com/api", URL),
+        *((typed, URL) for typed in ("photos.example.com/api", " https://photos.example.com\n")),
         ("http://localhost:2283", "http://localhost:2283/api"),
         ("localhost:2283", "https://localhost:2283/api"),
         ("http://[::1]:2283", "http://[::1]:2283/api"),
@@ -3544,6 +3573,8 @@ def make_certificates(here: Path) -> Path:
         (here / "extensions").write_text(extensions)
         signed = "-CA ca.pem -CAkey key.pem -CAcreateserial -extfile extensions"
         openssl(f"x509 -req -in leaf.csr {signed} -days {days} -out {name}.pem")
+    both = [(here / f"{name}.pem").read_text() for name in ("good", "ca")]
+    (here / "chain.pem").write_text("".join(both))
     return here
 
 
@@ -3703,7 +3734,9 @@ def test_logout_ends_a_session_once_and_no_key(immich: Server) -> None:
     immich.answers[LOG_OUT] = recorded("bad token", immich.version)
     assert ending(immich.url) is False
     assert of_session(logout, SESSION.auth)(immich.url) is False
-    assert immich.lines == [LOG_OUT, LOG_OUT]
+    immich.answers[LOG_OUT] = denial(403, "Forbidden")
+    assert "refused: Forbidden" in refused(403, ending, immich.url)
+    assert immich.lines == [LOG_OUT] * 3
 
 
 @pytest.mark.parametrize("version", ["v2.7.5", "v3.0.3"])
@@ -4166,6 +4199,8 @@ def test_four_redirects_are_followed_and_no_more(server: Server) -> None:
     behave(server, {"W": redirect("//one.test/"), "/apiP": redirect("//two.test/")})
     told = refused(301, resolve_api_url, server.url)
     assert "it redirects to http://one.test/: " in told  # the first of two
+    behave(server, {"/apiP": redirect("/x"), "/x": redirect("//one.test/x")})
+    assert "it redirects to http://one.test/x: " in refused(301, resolve_api_url, server.url)
 
 
 @pytest.mark.parametrize("status", REDIRECTS)
@@ -4292,10 +4327,11 @@ NO_FILE = "; for a CA of your own, let SSL_CERT_FILE name its certificate"
 NO_ISSUER = "; the file that SSL_CERT_FILE names, FILE, does not hold its issuer"
 CA_FILES = {None: NO_FILE, "": NO_FILE, "expired.pem": NO_ISSUER, "key.pem": NO_ISSUER}
 CA_FILES["nowhere.pem"] = NO_ISSUER.replace("hold its issuer", "exist")
+CA_FILES["."] = NO_ISSUER.replace("does not hold its issuer", "is not a file")
 TRUSTED: List[Tuple[str, Optional[str], Optional[str]]] = [
     ("good", "ca.pem", None),
     *((certificate, "ca.pem", "") for certificate in ("expired", "wrong-name")),
-    ("foreign", "ca.pem", NO_ISSUER),
+    *((certificate, "expired.pem", NO_ISSUER) for certificate in ("foreign", "chain")),
     *(
         (certificate, file, CA_FILES[file])
         for certificate in ("good", "foreign")
@@ -4338,8 +4374,8 @@ def test_a_server_that_wants_a_certificate_of_ours_is_told(secure: Any, version:
 def test_only_what_speaks_no_tls_is_called_an_http_server(serve: Any, alert: int) -> None:
     url = serve(tls=(bytes([21, 3, 3, 0, 2, 2, alert]), b"")).url
     text = refused(None, validity, url)
-    wants = "it refused the TLS connection: it may want a client certificate"
-    assert (wants if alert in (40, 42, 116) else "TLS failed: tlsv1 ") in text
+    wants = ": it refused the TLS connection: it may want a client certificate (not supported)"
+    assert text.endswith(wants) if alert in (40, 42, 116) else ": TLS failed: tlsv1 " in text
     assert "http server" not in text
 
 
@@ -4448,6 +4484,7 @@ def test_nothing_is_sent_that_would_not_arrive_as_it_is(server: Server, bad: str
         error_of(InvalidSessionError, "", ask, server.url)
     assert set(server.lines) <= {WELL_KNOWN}
     server.asked.clear()
+    invalid(None, "key", login_api_key, server.url, bad)
     for headers in ({"x-api-key": HEADER}, {"X": f"{HEADER}{bad}\r\nX-Api-Key: x"}):
         for _, ask in CALLS:
             error_of(InvalidSessionError, "headers", ask, server.url, extra_headers=headers)
@@ -5569,6 +5606,19 @@ def test_a_session_that_others_may_read_draws_a_warning(base: Path) -> None:
 # Command line: profile, token
 
 
+def test_a_profile_that_goes_while_it_is_listed_is_left_out(cli: Cli) -> None:
+    for profile in ("a", "b", "c"):
+        cli.store.save(SESSION, profile)
+
+    def remove(path: object, *_: object) -> None:
+        gone = cli.base / "profiles" / "b" / "session.json"
+        if str(path) == str(gone) and gone.exists():
+            gone.unlink()
+
+    around(cli.patch, "open", remove)
+    assert [line.split()[0] for line in cli("profile", "list").out.splitlines()] == ["a", "c"]
+
+
 def test_profile_list_tells_accounts_apart_and_what_is_expired_or_broken(cli: Cli) -> None:
     for profile, session in (("a", SESSION), ("b", with_auth(ApiKey(KEY))), ("old", jwt(0))):
         cli.store.save(session, profile)
@@ -5976,6 +6026,12 @@ def test_only_variables_that_override_a_change_are_named(cli: Cli, args: List[st
         assert (told in err.splitlines()[-1]) is (variables in OVERRIDES)
 
 
+def test_in_a_directory_that_is_named_nothing_overrides_a_change(cli: Cli) -> None:
+    for variables in OVERRIDES[1:]:
+        cli.set(**variables)
+        assert "overrid" not in cli("-d", cli.top / "d", *LOGIN_HERE).err
+
+
 # Command line: hostile files
 
 
@@ -6375,9 +6431,10 @@ def test_login_suggests_http_if_nobody_typed_https(desk: Desk, secure: Any) -> N
         assert (hint in desk.log_in(KEY, *BY_KEY).err) is is_told
         desk.patch.delenv("IMMICH_SERVER")
     assert not desk.server.asked
-    for server in (secure(certificate="foreign"), secure(clients=ssl.CERT_REQUIRED)):
+    unready = secure({WELL_KNOWN: Reply(503)})
+    for server in (secure(certificate="foreign"), secure(clients=ssl.CERT_REQUIRED), unready):
         err = desk.log_in(KEY, server.host, *BY_KEY).err  # there is https
-        assert "certificate" in err and "http://" not in err
+        assert ("certificate" in err or "not ready" in err) and "http://" not in err
 
 
 def test_a_time_limit_is_that_of_every_request(desk: Desk) -> None:
@@ -6808,7 +6865,7 @@ def test_login_sends_the_extra_headers_of_the_environment(desk: Desk, tmp_path: 
 
 @pytest.mark.parametrize(
     "host, is_told",
-    [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.evil.test", True)]
+    [("photos.test", True), ("192.0.2.1", True), ("[2001:db8::1]", True), ("127.0.0.1.evil", True)]
     + [("localhost", False), ("127.0.0.2", False), ("[::1]", False), ("x.localhost", False)],
 )
 def test_an_unencrypted_secret_is_told(proxy: Server, desk: Desk, host: str, is_told: bool) -> None:
