@@ -1473,12 +1473,13 @@ def _why_untrusted(error: Any) -> str:
 
 
 def _why_no_tls(error: Any) -> str:
-    reason = error.reason or ""
+    reason = error.reason or "EOF"
     if "CERTIFICATE" in reason or "HANDSHAKE_FAILURE" in reason:  # alerts 42, 116; 40
         return "it refused the TLS connection: it may want a client certificate (not supported)"
     if re.fullmatch("WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL|RECORD_LAYER_FAILURE", reason):
         return "TLS failed: is this an http server?"
-    return f"TLS failed: {reason.lower().replace('_', ' ') or 'the connection broke'}"
+    words = "the connection broke" if "EOF" in reason else reason.lower().replace("_", " ")
+    return f"TLS failed: {words}"
 
 
 def _why_unreachable(error: Any, redact: Callable[[str], str]) -> str:

@@ -4379,6 +4379,20 @@ def test_only_what_speaks_no_tls_is_called_an_http_server(serve: Any, alert: int
     assert "http server" not in text
 
 
+def test_a_tls_connection_that_ends_is_told(serve: Any) -> None:
+    def hang_up() -> None:
+        connection, _ = listener.accept()
+        connection.recv(4096)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        pool.submit(hang_up)
+        silent = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        polite = serve(tls=(bytes([21, 3, 3, 0, 2, 1, 0]), b"")).url  # the alert "close notify"
+        for url in (silent, polite):
+            assert refused(None, validity, url).endswith(": TLS failed: the connection broke")
+
+
 def test_a_server_that_is_not_there_is_told(server: Server, secure: Any) -> None:
     name = ".".join(["x" * 60] * 5)  # too long for any name server: none is asked
     for _, ask in CALLS:
