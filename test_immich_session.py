@@ -4865,6 +4865,10 @@ def test_who_is_not_logged_in_is_told_where_that_was_looked_for_and_what_to_do(c
         login = f"{own_command()}{options} login SERVER --profile={name}"
         assert str(error) == f'profile "{name}" is not logged in ({place}): run "{login}"{end}'
         assert error.profile == name
+    for command in ("status", "token", "headers", "exec -- /nosuch"):
+        words = command.split()
+        for flags, end in (([], variables), (["-P", "default"], '=default"')):
+            assert complaint(cli(words[0], *flags, *words[1:]), 4).endswith(end)
     cli.set(IMMICH_PROFILE="variable")
     assert error_of(NotLoggedInError, "", get_session).profile == "variable"
 
