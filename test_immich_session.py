@@ -7569,11 +7569,17 @@ def test_exec_finds_a_command_as_pathext_says_but_not_in_this_directory(cli: Cli
     here = cli.top
     put(here / "bin" / "npm", "#!/bin/sh\n")  # npm comes with both
     put(here / "bin" / "npm.cmd", "@echo %1 %IMMICH_API_KEY%\r\n@exit 7\r\n")
+    put(here / "bin" / "npm.cmd.com", "no program")
     put(here / "here.cmd", "@exit 8\r\n")
     cli.set(PATH=f";{here / 'bin'};{os.environ['PATH']};")
     cli.patch.chdir(here)
     for name in ("npm", "NPM.CMD", r"bin\npm", "bin/npm", here / "bin" / "npm"):
         assert run("exec", "--", name, "ci") == (7, f"ci {KEY}\n", "")
+    for status, ending in ((5, "bat"), (6, "cmd")):
+        put(here / "bin" / f"both.{ending}", f"@exit {status}\r\n")
+    for endings, status in ((".BAT;.CMD", 5), (".cmd;.bat", 6), (None, 5)):
+        environ = {"PATHEXT": endings}
+        assert run("exec", "--", "both", env=environ).status == status
     put(here / "bin" / "broken.exe", "no program")
     assert run("exec", "--", "broken").status == 126
     assert run("exec", "--", "here").status == 127
