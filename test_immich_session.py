@@ -799,7 +799,7 @@ UNREADABLE: List[Tuple[Payload, str]] = [
     *((text, "") for text in NO_JSON + NO_UTF_8),
     *((text, "expected an object") for text in NO_OBJECTS),
     *((with_member(f'"x":{text}'), "nested too deeply") for text in TOO_DEEP),
-    *((text[:500_000].rstrip("1]}"), "nested too deeply") for text in TOO_DEEP),
+    *((text[:800_000].rstrip("1]}"), "nested too deeply") for text in TOO_DEEP),
 ]
 
 
@@ -1249,11 +1249,13 @@ def ordinary_user(ordinary: int = 65534) -> Iterator[None]:
 
 
 def around(monkeypatch: Patch, name: str, before: Callable[..., object], after: Any = None) -> None:
-    """Let something happen before or after each call of a function of os."""
+    """Let something happen before or after each call of a function of os but its own."""
     real = getattr(os, name)
 
     def call(*args: Any, **options: Any) -> Any:
-        before(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, real)
+            before(*args)
         result = real(*args, **options)
         if after:
             after(result, *args)
