@@ -1250,15 +1250,20 @@ def ordinary_user(ordinary: int = 65534) -> Iterator[None]:
 
 def around(monkeypatch: Patch, name: str, before: Callable[..., object], after: Any = None) -> None:
     """Let something happen before or after each call of a function of os but its own."""
-    real = getattr(os, name)
+    real, is_inside = getattr(os, name), False
 
     def call(*args: Any, **options: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, real)
+        nonlocal is_inside
+        if is_inside:
+            return real(*args, **options)
+        is_inside = True
+        try:
             before(*args)
-        result = real(*args, **options)
-        if after:
-            after(result, *args)
+            result = real(*args, **options)
+            if after:
+                after(result, *args)
+        finally:
+            is_inside = False
         return result
 
     monkeypatch.setattr(os, name, call)
@@ -2189,9 +2194,10 @@ def test_a_link_may_be_exchanged_for_another_users(
 @pytest.mark.parametrize("name", ["lstat", "readlink"])
 def test_a_link_that_cannot_be_read_stays(name: str, store: Place, monkeypatch: Patch) -> None:
     link(store.file, put(store.top / "target", SESSION.to_json()))
-    monkeypatch.setattr(os, name, partial(fail, errno.EIO))
     for use in (partial(store.save, OTHER, "work"), partial(store.clear, "work")):
-        error_of(SessionError, store.file, use)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, partial(fail, errno.EIO))
+            error_of(SessionError, store.file, use)
     assert store.file.is_symlink() and store.load("work") == SESSION
 
 
