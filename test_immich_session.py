@@ -7611,6 +7611,13 @@ def test_ctrl_c_is_the_business_of_the_command_of_exec(logged_in: Place) -> None
     assert run("exec", "--", sys.executable, "-c", code, creationflags=NO_WINDOW).status == 7
 
 
+@windows_only
+def test_exec_ends_with_the_status_of_a_command_that_crashed(logged_in: Place) -> None:
+    for signed, status in ((-1, 0xFFFFFFFF), (-(2**31), 0x80000000), (2**31 - 1, 0x7FFFFFFF)):
+        code = f"import os; os._exit({signed})"
+        assert run("exec", "--", sys.executable, "-c", code).status == status
+
+
 # Proof: a fault at every step. strace makes each system call of an operation fail in turn, or
 # kills the process there; nothing in the module knows of it.
 
